@@ -1,0 +1,1 @@
+"""Learning from human feedback on DeepSpeed: fine-tuning, reward models, policy optimisation."""

@@ -1,0 +1,212 @@
+"""Batches: dataclasses of tensors, one type per stage, the shape beside each field.
+
+B rows, P prompt positions (left-padded), T response positions (right-padded), L positions of a
+right-padded sequence. Index t of a ``(B, T)`` tensor is response token t; a value at t is of the state
+*before* that token. Masks are bool, True = real. Masked positions hold 0, and nothing reads them.
+
+A rollout of two rows, P = 3 and T = 4 (``·`` is PAD, ``$`` the end token)::
+
+    tokens            ·  a  b | c  d  $  ·        x  y  z | u  v  w  q
+    prompt_mask       0  1  1                     1  1  1
+    mask                        1  1  1  0                  1  1  1  1
+    ended                            True                      False
+    position_ids      0  0  1   2  3  4  4        0  1  2   3  4  5  6
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+
+class Rows:
+    """A dataclass of tensors and other ``Rows`` that all have the same number of rows."""
+
+    __slots__ = ()
+
+    def _parts(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(next(iter(self._parts().values())))
+
+    def rows(self, index: Tensor) -> Self:
+        """The rows that ``index`` (int64 or bool) selects, as a batch of the same type."""
+        return type(self)(**{name: _select(part, index) for name, part in self._parts().items()})
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch on another device."""
+        moved = {name: None if part is None else part.to(device) for name, part in self._parts().items()}
+        return type(self)(**moved)
+
+    def _expect(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        tensor = getattr(self, name)
+        if tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"{type(self).__name__}.{name} has shape {tuple(tensor.shape)}, expected {shape}"
+            )
+        if tensor.dtype != dtype:
+            raise ValueError(f"{type(self).__name__}.{name} is {tensor.dtype}, expected {dtype}")
+
+
+def _select(part: Tensor | Rows | None, index: Tensor) -> Tensor | Rows | None:
+    if part is None or isinstance(part, Tensor):
+        return None if part is None else part[index]
+    return part.rows(index)
+
+
+R = TypeVar("R", bound=Rows)
+
+
+def concatenate(batches: Sequence[R]) -> R:
+    """One batch with the rows of all, which must agree in every other dimension."""
+    first = batches[0]
+    joined: dict[str, Any] = {}
+    for name, part in first._parts().items():
+        pieces = [getattr(batch, name) for batch in batches]
+        if part is None:
+            joined[name] = None
+        elif isinstance(part, Tensor):
+            joined[name] = torch.cat(pieces)
+        else:
+            joined[name] = concatenate(pieces)
+    return type(first)(**joined)
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """Positions that count real tokens only, so that left padding moves none of them (numerics D3).
+
+    Args:
+        attention_mask: (B, L) bool.
+
+    Returns:
+        (B, L) int64; 0 on left padding, the last position repeated on right padding.
+    """
+    return (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+@dataclass(kw_only=True, slots=True)
+class PromptBatch(Rows):
+    """Prompts to be answered, one row per response wanted."""
+
+    tokens: Tensor  # (B, P) int64, left-padded
+    mask: Tensor  # (B, P) bool, True on the prompt's own tokens, a suffix of the row
+    index: Tensor  # (B,) int64 row of the prompt in its data set
+    group: Tensor  # (B,) int64 equal numbers are responses to the same drawn prompt
+
+    def __post_init__(self) -> None:
+        B, P = self.tokens.shape
+        self._expect("tokens", (B, P), torch.int64)
+        self._expect("mask", (B, P), torch.bool)
+        self._expect("index", (B,), torch.int64)
+        self._expect("group", (B,), torch.int64)
+
+
+@dataclass(kw_only=True, slots=True)
+class Rollout(Rows):
+    """Prompts and the responses sampled for them."""
+
+    tokens: Tensor  # (B, P+T) int64, [prompt | response]
+    prompt_mask: Tensor  # (B, P) bool
+    mask: Tensor  # (B, T) bool, True up to and including the end token; a prefix of the row
+    ended: Tensor  # (B,) bool, the response ended by itself; False when it was cut at T
+    sampler_logprobs: Tensor  # (B, T) log-prob of each token as the sampler drew it
+    index: Tensor  # (B,) int64 row of the prompt in its data set
+    group: Tensor  # (B,) int64 equal numbers are responses to the same drawn prompt
+
+    def __post_init__(self) -> None:
+        B, P = self.prompt_mask.shape
+        T = self.mask.shape[1]
+        self._expect("tokens", (B, P + T), torch.int64)
+        self._expect("prompt_mask", (B, P), torch.bool)
+        self._expect("mask", (B, T), torch.bool)
+        self._expect("ended", (B,), torch.bool)
+        self._expect("sampler_logprobs", (B, T), torch.float32)
+        self._expect("index", (B,), torch.int64)
+        self._expect("group", (B,), torch.int64)
+        if (self.mask[:, 1:] & ~self.mask[:, :-1]).any():
+            raise ValueError("Rollout.mask has a gap: a response must be a contiguous prefix (numerics D5)")
+
+    @property
+    def responses(self) -> Tensor:
+        """(B, T) int64 response tokens."""
+        return self.tokens[:, self.prompt_mask.shape[1] :]
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """(B, P+T) bool, prompt and response."""
+        return torch.cat([self.prompt_mask, self.mask], dim=1)
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) int64 response tokens of each row, the end token included."""
+        return self.mask.sum(1)
+
+
+@dataclass(kw_only=True, slots=True)
+class Experience(Rows):
+    """A scored rollout: everything an update needs, fixed while the policy moves."""
+
+    rollout: Rollout
+    old_logprobs: Tensor  # (B, T) log π_old of each token
+    ref_logprobs: Tensor  # (B, T) log π_ref of each token
+    advantages: Tensor  # (B, T)
+    returns: Tensor | None = None  # (B, T) targets of the critic; None without one
+    old_values: Tensor | None = None  # (B, T) critic before the update; None without one
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.rollout.mask.shape)
+        for name in ("old_logprobs", "ref_logprobs", "advantages"):
+            self._expect(name, shape, torch.float32)
+        for name in ("returns", "old_values"):
+            if getattr(self, name) is not None:
+                self._expect(name, shape, torch.float32)
+
+
+@dataclass(kw_only=True, slots=True)
+class SequenceBatch(Rows):
+    """Whole texts, right-padded, and which of their tokens are targets."""
+
+    tokens: Tensor  # (B, L) int64, right-padded
+    attention_mask: Tensor  # (B, L) bool, a prefix of the row
+    mask: Tensor  # (B, L) bool, True on tokens to be predicted; False in column 0, which nothing precedes
+
+    def __post_init__(self) -> None:
+        B, L = self.tokens.shape
+        self._expect("tokens", (B, L), torch.int64)
+        self._expect("attention_mask", (B, L), torch.bool)
+        self._expect("mask", (B, L), torch.bool)
+        if self.mask[:, 0].any() or (self.mask & ~self.attention_mask).any():
+            raise ValueError("SequenceBatch.mask marks a first token or padding as a target")
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) int64 tokens of each row, padding not counted."""
+        return self.attention_mask.sum(1)
+
+    def trimmed(self) -> SequenceBatch:
+        """The same rows without columns that hold padding alone."""
+        width = max(int(self.lengths.max()), 1)
+        return SequenceBatch(
+            tokens=self.tokens[:, :width],
+            attention_mask=self.attention_mask[:, :width],
+            mask=self.mask[:, :width],
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class PreferenceBatch(Rows):
+    """Pairs of responses to one prompt, the better one first."""
+
+    chosen: SequenceBatch
+    rejected: SequenceBatch
+    margin: Tensor  # (B,) float32 by how much the chosen score should exceed the other; 0 when not given
+
+    def __post_init__(self) -> None:
+        self._expect("margin", (len(self.chosen),), torch.float32)
+        if len(self.rejected) != len(self.chosen):
+            raise ValueError(f"{len(self.chosen)} chosen and {len(self.rejected)} rejected sequences")

@@ -1,0 +1,171 @@
+"""DeepSpeed behind two verbs: the one place that undoes its averaging over ranks and accumulation steps."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rlhf.distributed import runtime
+from rlhf.distributed.collectives import world_size
+from rlhf.distributed.engine import (
+    LearningRates,
+    clip_gradients,
+    require_finite,
+    require_graph,
+    require_layout,
+    write_layout,
+)
+from rlhf.distributed.gathering import full_state
+
+if TYPE_CHECKING:
+    from rlhf.distributed.engine_config import ZeRO
+
+TAG = "state"  # DeepSpeed's name for one checkpoint inside its folder
+
+
+class DeepSpeedEngine:
+    """ZeRO stages 0 to 3, float32 and bfloat16: sums over ranks and micro-batches, whatever the stage."""
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, *, name: str, zero: ZeRO) -> None:
+        self.name = name
+        self._zero = zero
+        self._rates = LearningRates(optimizer)
+        self._stage0_norm = 0.0
+        if zero.stage == 0:
+            optimizer.register_step_pre_hook(self._clip_unsharded)
+        self._engine = _initialize(module.to(zero.precision.dtype), optimizer, zero)
+
+    @property
+    def module(self) -> nn.Module:
+        """The wrapped module; at stage 3 its parameters are empty outside a forward."""
+        return self._engine.module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's forward."""
+        return self._engine(*args, **kwargs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add this rank's share of a sum. DeepSpeed averages over ranks, so multiply first."""
+        require_graph(self.name, loss)
+        self._engine.backward(loss * world_size(), scale_wrt_gas=False)
+
+    def step(self) -> float:
+        """Reduce, clip, update; the norm before clipping.
+
+        At stages 1 to 3 DeepSpeed itself discards a step whose norm is not finite, without a word, and
+        reports the norm as infinite.
+        """
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        norm = self._stage0_norm if norm is None else float(norm)
+        require_finite(self.name, self._engine.global_steps, norm)
+        return norm
+
+    def scale_lr(self, factor: float) -> None:
+        """Set every group's learning rate to ``factor`` times its initial one."""
+        self._rates.scale(factor)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the first parameter group."""
+        return self._rates.first
+
+    def save(self, folder: Path) -> None:
+        """DeepSpeed's own checkpoint, each rank its part."""
+        write_layout(folder, _kind(self._zero))
+        if self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False) is False:
+            raise OSError(f"{self.name}: DeepSpeed could not write its checkpoint into {folder}")
+
+    def load(self, folder: Path) -> None:
+        """Continue from :meth:`save`, with the same stage and number of ranks: DeepSpeed has no other way."""
+        require_layout(folder, self.name, _kind(self._zero))
+        path, _ = self._engine.load_checkpoint(str(folder), tag=TAG)
+        if path is None:
+            raise FileNotFoundError(f"{self.name}: DeepSpeed found no checkpoint in {folder}")
+
+    def state(self) -> dict[str, Tensor]:
+        """The module's state dict on the CPU, on rank 0; float32 master weights in place of bfloat16 ones."""
+        return full_state(self.module, self._master_weight)
+
+    def _master_weight(self, tensor: Tensor) -> Tensor:
+        if tensor.dtype != torch.bfloat16 or not tensor.requires_grad:
+            return tensor
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        master = safe_get_full_fp32_param(tensor)
+        return tensor if master is None else master.view(tensor.shape)
+
+    def _clip_unsharded(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """Stage 0 reports no norm, so clip where the gradients are already reduced, before the update."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._stage0_norm = clip_gradients(parameters, self._zero.clip)
+        require_finite(self.name, self._engine.global_steps + 1, self._stage0_norm)
+
+
+def sharded_module(module: nn.Module, *, zero: ZeRO) -> nn.Module:
+    """The module split among the ranks for forwards only, without an optimizer (ZeRO-3)."""
+    return _initialize(module.to(zero.precision.dtype).requires_grad_(False), None, zero)
+
+
+def _initialize(module: nn.Module, optimizer: torch.optim.Optimizer | None, zero: ZeRO) -> Any:
+    _attach()
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(
+        model=module, optimizer=optimizer, config=_settings(module, zero, trains=optimizer is not None)
+    )
+    return engine
+
+
+def _attach() -> None:
+    """Join DeepSpeed to the process group; on a CPU nothing is compiled."""
+    if not dist.is_initialized():
+        raise ValueError("the DeepSpeed engine needs the ranks: call rlhf.distributed.runtime.start() first")
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if deepspeed.comm.is_initialized():
+        return
+    if runtime.device().type == "cpu":
+        # A private table (DeepSpeed 0.19.8); without it DeepSpeed compiles an all-reduce for a minute.
+        with contextlib.suppress(AttributeError, TypeError):
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(verbose=False)
+
+
+def _settings(module: nn.Module, zero: ZeRO, *, trains: bool) -> dict[str, Any]:
+    """DeepSpeed's configuration."""
+    elements = sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
+    sharding: dict[str, Any] = {
+        "stage": zero.stage,
+        "reduce_bucket_size": min(500_000_000, max(elements, 1)),  # its buffer is no larger than the model
+        "stage3_param_persistence_threshold": zero.persistence_threshold,
+    }
+    if zero.offload_optimizer and trains:
+        sharding["offload_optimizer"] = {"device": "cpu"}
+    if zero.offload_parameters:
+        sharding["offload_param"] = {"device": "cpu"}
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,  # only for DeepSpeed's own statistics
+        "managed_gradient_accumulation": False,  # any number of backwards, then a step
+        "zero_optimization": sharding,
+        "gradient_clipping": zero.clip if zero.clip and zero.stage else 0.0,  # stage 0 clips in the hook
+        "zero_allow_untested_optimizer": True,  # torch's AdamW: DeepSpeed's own would be compiled
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+    if zero.precision.dtype == torch.bfloat16:
+        settings["bf16"] = {"enabled": True}
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    return settings
+
+
+def _kind(zero: ZeRO) -> str:
+    offload = [part for part in ("optimizer", "parameters") if getattr(zero, f"offload_{part}")]
+    return " ".join([f"ZeRO-{zero.stage}", zero.precision.value, *(f"offload-{part}" for part in offload)])

@@ -1,0 +1,206 @@
+"""An engine trains one module: add up gradients over micro-batches and ranks, then step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rlhf.distributed import runtime
+from rlhf.distributed.collectives import barrier, is_main, on_main, world_size
+from rlhf.distributed.gathering import full_state
+
+
+class Engine(Protocol):
+    """What a trainer needs of the thing that trains a module.
+
+    All ranks call every method the same number of times, forwards included: under ZeRO-3 each gathers
+    parameters from all.
+    """
+
+    name: str
+
+    @property
+    def module(self) -> nn.Module:
+        """The wrapped module; under ZeRO-3 its parameters are empty outside a forward."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's forward."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of this rank's share of a sum over ranks and micro-batches.
+
+        Any number of them, the same on every rank, comes before a step.
+        """
+
+    def step(self) -> float:
+        """Clip, update, forget the gradients; the global gradient norm before clipping.
+
+        Raises:
+            FloatingPointError: the norm is not finite. No parameter has moved.
+        """
+
+    def scale_lr(self, factor: float) -> None:
+        """Set every parameter group's learning rate to ``factor`` times the one it was created with."""
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the first parameter group."""
+
+    def save(self, folder: Path) -> None:
+        """Write what :meth:`load` needs to continue exactly; every rank calls it."""
+
+    def load(self, folder: Path) -> None:
+        """Continue bit for bit where :meth:`save` stopped; every rank calls it.
+
+        Raises:
+            FileNotFoundError: there is no such checkpoint.
+            ValueError: another engine or another number of ranks wrote it.
+        """
+
+    def state(self) -> dict[str, Tensor]:
+        """The module's whole state dict on the CPU, on rank 0; ``{}`` elsewhere. Every rank calls it.
+
+        Names that share a parameter (tied weights) share one tensor object.
+        """
+
+
+class LearningRates:
+    """The parameter groups' learning rates, scaled together so that they keep their ratio."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._initial = [float(group["lr"]) for group in optimizer.param_groups]
+
+    def scale(self, factor: float) -> None:
+        """Set each group to ``factor`` times its initial learning rate."""
+        for group, initial in zip(self._optimizer.param_groups, self._initial, strict=True):
+            group["lr"] = initial * factor
+
+    @property
+    def first(self) -> float:
+        """The first group's learning rate."""
+        return float(self._optimizer.param_groups[0]["lr"])
+
+
+class TorchEngine:
+    """Plain torch: every rank holds the whole module and optimizer; gradients are summed over ranks."""
+
+    def __init__(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, *, name: str, clip: float | None
+    ) -> None:
+        self.name = name
+        self.module = module.to(runtime.device())
+        self._optimizer = optimizer
+        self._rates = LearningRates(optimizer)
+        self._clip = clip
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self._steps = 0
+        if world_size() > 1:  # the ranks start from rank 0's weights, as under DeepSpeed
+            for tensor in [*module.parameters(), *module.buffers()]:
+                dist.broadcast(tensor.data, src=0)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's forward."""
+        return self.module(*args, **kwargs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add this rank's share of a sum."""
+        require_graph(self.name, loss)
+        loss.backward()
+
+    def step(self) -> float:
+        """Sum over ranks, clip, update; the norm before clipping."""
+        for parameter in self._parameters:
+            if parameter.grad is None:  # zero, as under DeepSpeed: another rank may have used the parameter
+                parameter.grad = torch.zeros_like(parameter)
+            if world_size() > 1:
+                dist.all_reduce(parameter.grad)
+        norm = clip_gradients(self._parameters, self._clip)
+        require_finite(self.name, self._steps + 1, norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._steps += 1
+        return norm
+
+    def scale_lr(self, factor: float) -> None:
+        """Set every group's learning rate to ``factor`` times its initial one."""
+        self._rates.scale(factor)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the first parameter group."""
+        return self._rates.first
+
+    def save(self, folder: Path) -> None:
+        """Rank 0 writes ``state.pt``: module, optimizer and step."""
+        write_layout(folder, "plain torch")
+        if is_main():
+            parts = {
+                "module": self.module.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "steps": self._steps,
+            }
+            torch.save(parts, folder / "state.pt")
+        barrier()
+
+    def load(self, folder: Path) -> None:
+        """Continue from :meth:`save`."""
+        require_layout(folder, self.name, "plain torch")
+        parts = torch.load(folder / "state.pt", map_location=runtime.device(), weights_only=True)
+        self.module.load_state_dict(parts["module"])
+        self._optimizer.load_state_dict(parts["optimizer"])
+        self._steps = parts["steps"]
+
+    def state(self) -> dict[str, Tensor]:
+        """The module's state dict on the CPU, on rank 0."""
+        return full_state(self.module)
+
+
+def clip_gradients(parameters: list[nn.Parameter], clip: float | None) -> float:
+    """Scale the gradients so that their joint L2 norm is at most ``clip``; the norm before."""
+    bound = float("inf") if clip is None else clip
+    return float(torch.nn.utils.clip_grad_norm_(parameters, bound))
+
+
+def require_graph(name: str, loss: Tensor) -> None:
+    """Refuse a loss that depends on no parameter: ranks that skip a backward leave the others waiting."""
+    if not loss.requires_grad:
+        raise ValueError(
+            f"{name}: backward needs a loss that depends on the module; a fully masked micro-batch must "
+            "still go through the forward (torch.where(mask, loss, 0.0))"
+        )
+
+
+def require_finite(name: str, step: int, norm: float) -> None:
+    """Refuse a gradient norm that is NaN or infinite."""
+    if not torch.isfinite(torch.tensor(norm)):
+        raise FloatingPointError(f"{name}: gradient norm of step {step} is {norm}; no parameter was changed")
+
+
+def write_layout(folder: Path, kind: str) -> None:
+    """Make the folder and note which engine on how many ranks writes into it."""
+
+    def write() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        layout = {"engine": kind, "world_size": world_size()}
+        (folder / "engine.json").write_text(json.dumps(layout) + "\n")
+
+    on_main(write)
+
+
+def require_layout(folder: Path, name: str, kind: str) -> None:
+    """Refuse a checkpoint of another engine or number of ranks, which could not be continued exactly."""
+    path = folder / "engine.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{name}: {path} does not exist, so {folder} is no engine's checkpoint")
+    saved = json.loads(path.read_text())
+    if saved != {"engine": kind, "world_size": world_size()}:
+        raise ValueError(
+            f"{name}: {folder} was written by {saved['engine']} on {saved['world_size']} rank(s) and cannot "
+            f"be continued by {kind} on {world_size()} rank(s)"
+        )

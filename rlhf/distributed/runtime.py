@@ -1,0 +1,122 @@
+"""The ranks of a run, their devices and their random streams: the one place that reads the environment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+
+import torch
+import torch.distributed as dist
+from torch.distributed import (  # type: ignore[attr-defined]
+    HashStore,
+    PrefixStore,
+    Store,
+    rendezvous,
+)
+
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Who this process is."""
+
+    rank: int
+    world_size: int
+    local_rank: int  # on its machine; the number of its GPU
+    device: torch.device
+
+
+def start(*, timeout: timedelta = timedelta(minutes=30)) -> Runtime:
+    """Join the ranks that the launcher (deepspeed, torchrun) describes, or run alone when there is none.
+
+    gloo on a CPU, nccl on a GPU. Calling it again while started returns the same ``Runtime``; after
+    :func:`stop` it joins anew, as the jobs of a multirun do one after another.
+
+    Args:
+        timeout: how long a collective waits for the slowest rank before it fails.
+
+    Raises:
+        ValueError: the launcher's variables are incomplete.
+    """
+    _quieten()
+    rank, world_size, local_rank = _place()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+    if not dist.is_initialized():
+        dist.init_process_group(
+            "nccl" if torch.cuda.is_available() else "gloo",
+            store=HashStore() if world_size == 1 else _next_store(rank, timeout),
+            rank=rank,
+            world_size=world_size,
+            timeout=timeout,
+        )
+    return Runtime(rank, world_size, local_rank, device())
+
+
+def stop() -> None:
+    """Leave the ranks; nothing when not started. Engines made before are of no use afterwards."""
+    if not dist.is_initialized():
+        return
+    deepspeed_comm = sys.modules.get("deepspeed.comm")
+    if deepspeed_comm is not None and deepspeed_comm.is_initialized():
+        deepspeed_comm.destroy_process_group()  # also forgets the groups that DeepSpeed keeps
+    else:
+        dist.destroy_process_group()
+
+
+def device() -> torch.device:
+    """Where this rank computes: its GPU, or the CPU on a machine without one."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def generator(seed: int, *names: str | int) -> torch.Generator:
+    """An own random stream (on the CPU) for each name, e.g. ``generator(seed, "sampling", rank)``.
+
+    The stream depends on seed and names only (sha256), and nothing touches the global one.
+    """
+    digest = hashlib.sha256(json.dumps([seed, *names]).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)  # 63 bits: a signed int64
+
+
+def _place() -> tuple[int, int, int]:
+    """Rank, world size and local rank; without a launcher they are set to those of a single process."""
+    if "WORLD_SIZE" not in os.environ and "RANK" not in os.environ:
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1")  # DeepSpeed reads them
+    needed = LAUNCHER[:3] if os.environ.get("WORLD_SIZE") == "1" else LAUNCHER
+    missing = [name for name in needed if name not in os.environ]
+    if missing:
+        raise ValueError(f"the launcher must set {', '.join(LAUNCHER)}; missing: {', '.join(missing)}")
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+
+
+@cache
+def _store(timeout: timedelta) -> Store:
+    """The ranks' meeting point, kept as long as the process: its port is not bound a second time."""
+    return next(rendezvous("env://", timeout=timeout))[0]
+
+
+def _next_store(rank: int, timeout: timedelta) -> Store:
+    """A fresh part of the store for each job of the process, so that no job reads an older one's keys."""
+    store = _store(timeout)
+    return PrefixStore(f"job{store.add(f'jobs_of_rank{rank}', 1)}", store)
+
+
+def _quieten() -> None:
+    """Keep the libraries' chatter off the terminal; their errors and our own messages stay."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    # DeepSpeed calls these every step; torch 2.13 warns each time.
+    warnings.filterwarnings(
+        "ignore", message=r".*torch\.distributed\..* is deprecated", category=FutureWarning
+    )

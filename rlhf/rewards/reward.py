@@ -1,0 +1,119 @@
+"""From a rollout to one score a response: a reward model, or any Python function."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rlhf.batch import Rollout
+from rlhf.models.scalar import score_at_last
+
+ScoreFunction = Callable[[list[str], list[str], list[dict[str, Any]]], Sequence[float]]
+"""(prompts, responses, the prompts' other columns) → one number a response."""
+
+
+class Texts(Protocol):
+    """What a function needs to read a rollout."""
+
+    def prompts(self, rollout: Rollout) -> list[str]:
+        """(B) prompt texts."""
+
+    def responses(self, rollout: Rollout) -> list[str]:
+        """(B) response texts, without special tokens."""
+
+    def columns(self, rollout: Rollout) -> list[dict[str, Any]]:
+        """(B) other columns of the prompts' rows."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelReward:
+    """The score that a reward model reads at the last real token (numerics D21)."""
+
+    model: Callable[[Tensor, Tensor], Tensor]
+    """(tokens, attention_mask) → (B, P+T) values."""
+    micro_rows: int
+    """Rows of one forward on this rank."""
+
+    @torch.no_grad()
+    def __call__(self, rollout: Rollout) -> Tensor:
+        """(B,) float32."""
+        parts = zip(
+            rollout.tokens.split(self.micro_rows), rollout.attention_mask.split(self.micro_rows), strict=True
+        )
+        return torch.cat([score_at_last(self.model(tokens, mask), mask) for tokens, mask in parts])
+
+
+@dataclass(kw_only=True, slots=True)
+class FunctionReward:
+    """The number that a Python function gives each response."""
+
+    function: ScoreFunction
+    texts: Texts
+    name: str
+
+    def __call__(self, rollout: Rollout) -> Tensor:
+        """(B,) float32.
+
+        Raises:
+            ValueError: the function returned another number of scores, or something that is no number.
+        """
+        scores = self.function(
+            self.texts.prompts(rollout), self.texts.responses(rollout), self.texts.columns(rollout)
+        )
+        return as_scores(scores, len(rollout), self.name).to(rollout.tokens.device)
+
+
+def as_scores(scores: Sequence[float], rows: int, name: str) -> Tensor:
+    """A function's answer as a (B,) float32 tensor.
+
+    Raises:
+        ValueError: not ``rows`` numbers.
+    """
+    try:
+        tensor = torch.as_tensor(scores, dtype=torch.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} must return a list of {rows} numbers, got {type(scores).__name__}: {error}"
+        ) from error
+    if tuple(tensor.shape) != (rows,):
+        raise ValueError(f"{name} returned scores of shape {tuple(tensor.shape)} for {rows} responses")
+    return tensor
+
+
+def import_function(path: str) -> ScoreFunction:
+    """The function at ``package.module:name``.
+
+    Raises:
+        ValueError: no such module or name, or not callable.
+    """
+    module_name, _, name = path.partition(":")
+    if not module_name or not name:
+        raise ValueError(f"a function is given as package.module:name, got {path!r}")
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"cannot import {path}: {error}") from error
+    if not callable(function):
+        raise ValueError(f"{path} is a {type(function).__name__}, not a function")
+    return function  # type: ignore[no-any-return]
+
+
+def expect_finite(scores: Tensor, prompts: Sequence[str], name: str) -> Tensor:
+    """``scores`` unchanged.
+
+    Raises:
+        ValueError: a score is NaN or infinite; names the row and its prompt.
+    """
+    bad = (~torch.isfinite(scores)).nonzero()
+    if len(bad):
+        row = int(bad[0, 0])
+        raise ValueError(
+            f"{name} gave {scores[row].item()} to response {row}, prompt {prompts[row]!r}: "
+            "a score must be finite"
+        )
+    return scores

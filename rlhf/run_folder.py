@@ -1,0 +1,96 @@
+"""The folder that a run leaves behind: configuration, metrics, samples, TensorBoard, checkpoints, model."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+LEFT_BEHIND = ("config.yaml", "metrics.jsonl", "samples.jsonl", "checkpoints", "model", "tensorboard")
+
+
+class RunFolder:
+    """One run's files. Rank 0 alone writes; the others read."""
+
+    def __init__(self, path: Path, *, resume: bool, writes: bool = True) -> None:
+        """Claim ``path`` for this run.
+
+        Raises:
+            ValueError: the folder already holds a run and ``resume`` is false, or the other way round.
+        """
+        self.path = path
+        self.writes = writes
+        self._board: Any = None
+        found = [name for name in LEFT_BEHIND if (path / name).exists()]
+        if found and not resume:
+            raise ValueError(
+                f"{path} already holds a run ({', '.join(found)}): choose another name=…, or continue it with "
+                "resume=true; nothing was overwritten"
+            )
+        if resume and not (path / "checkpoints").exists():
+            raise ValueError(f"resume=true, but {path} holds no checkpoints to continue from")
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are written."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """Where the trained model is exported to."""
+        return self.path / "model"
+
+    def start(self, config: str) -> None:
+        """Save the resolved configuration, before anything else runs."""
+        if not self.writes:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "config.yaml").write_text(config, encoding="utf-8")
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after ``step``, and a last line that was cut while being written."""
+        if not self.writes:
+            return
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            file = self.path / name
+            if file.exists():
+                kept = [line for line in _whole_lines(file) if json.loads(line)["step"] <= step]
+                file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one step's metrics to ``metrics.jsonl`` and TensorBoard."""
+        if not self.writes:
+            return
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._append("metrics.jsonl", [{"step": step, **finite}])
+        board = self._tensorboard(step)
+        for name, value in metrics.items():
+            board.add_scalar(name, value, step)
+
+    def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append texts with their scores to ``samples.jsonl``."""
+        if self.writes:
+            self._append("samples.jsonl", [{"step": step, **row} for row in rows])
+
+    def close(self) -> None:
+        """Flush what is buffered."""
+        if self._board is not None:
+            self._board.close()
+
+    def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    def _tensorboard(self, step: int) -> Any:
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
+        return self._board
+
+
+def _whole_lines(file: Path) -> list[str]:
+    *lines, _cut = file.read_text(encoding="utf-8").split("\n")
+    return lines

@@ -1,0 +1,320 @@
+"""Online reinforcement learning: sample, score, estimate advantages, update.
+
+One trainer for every policy-gradient method; what tells them apart is the ``PolicyGradient`` bundle of
+components (``rlhf/algorithms/policy_gradient.py``). Read ``PolicyGradientTrainer.step`` first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rlhf.algorithms.policy_gradient import PolicyGradient
+from rlhf.batch import Experience, PromptBatch, Rollout
+from rlhf.data.order import batch_indices, rank_share
+from rlhf.data.sets import PromptSet
+from rlhf.distributed.collectives import all_sum
+from rlhf.distributed.engine import Engine, Inference
+from rlhf.distributed.runtime import Runtime, generator
+from rlhf.metrics import Clock, Metrics
+from rlhf.models.actor import Actor
+from rlhf.rewards.reward import expect_finite
+from rlhf.rollout.sampler import Sampler
+from rlhf.rollout.texts import RolloutTexts
+from rlhf.trainers import rollout_metrics
+from rlhf.trainers.micro_batches import exact_div
+from rlhf.trainers.progress import load_progress, save_progress
+from rlhf.trainers.schedules import Schedule
+
+SHOWN = 4
+"""Responses of each rollout that go to ``samples.jsonl``, per rank 0."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Models:
+    """The four models of an online run."""
+
+    actor: Engine
+    critic: Engine | None
+    reference: Inference
+    reward: Callable[[Rollout], Tensor]
+    sampling_actor: Callable[[], Actor]
+    """The actor's present weights in a plain module, gathered once per call where they are sharded."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Sizes:
+    """Rows, counted over all ranks."""
+
+    prompts: int
+    """Prompts of one rollout."""
+    samples: int
+    """Responses sampled for each prompt."""
+    micro_batch: int
+    """Rows of one forward and backward pass."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Scored:
+    """What ``collect`` measured beside the experience, kept for the metrics."""
+
+    scores: Tensor  # (B,)
+    rewards: Tensor  # (B, T)
+    entropies: Tensor  # (B, T)
+    exact_kl: Tensor  # (B, T)
+
+
+@dataclass(kw_only=True, slots=True)
+class State:
+    """Everything that moves besides the engines; the random streams are functions of it and the seed."""
+
+    rollouts: int = 0
+    kl_coef: float = field(default=0.0)
+    actor_steps: int = 0
+
+
+class PolicyGradientTrainer:
+    """One rollout and its updates a call."""
+
+    def __init__(
+        self,
+        *,
+        models: Models,
+        algorithm: PolicyGradient,
+        sampler: Sampler,
+        texts: RolloutTexts,
+        train: PromptSet,
+        test: PromptSet | None,
+        sizes: Sizes,
+        schedule: Schedule,
+        total: int,
+        seed: int,
+        runtime: Runtime,
+        export: Callable[[Path], None],
+    ) -> None:
+        self.models, self.algorithm, self.sampler, self.texts = models, algorithm, sampler, texts
+        self.train, self.test, self.schedule = train, test, schedule
+        self.total, self.seed, self.runtime, self.export = total, seed, runtime, export
+        ranks = runtime.world_size
+        exact_div(sizes.prompts, ranks, "rollout.prompts", "ranks")
+        rows = exact_div(sizes.prompts * sizes.samples, ranks, "rollout.prompts × rollout.samples", "ranks")
+        self.minibatch_rows = exact_div(rows, algorithm.minibatches, "rows per rank", "algorithm.minibatches")
+        self.micro_rows = exact_div(sizes.micro_batch, ranks, "micro_batch_size", "ranks")
+        self.sizes = sizes
+        self.state = State(kl_coef=algorithm.kl.initial_coef)
+        self._samples: list[dict[str, object]] = []
+
+    @property
+    def done(self) -> int:
+        """Rollouts finished."""
+        return self.state.rollouts
+
+    def step(self) -> Metrics:
+        """One iteration: sample, score, estimate advantages, update."""
+        clock, metrics = Clock(), Metrics()
+        with clock.phase("sample"):
+            rollout = self.sample(self.next_prompts())
+        with clock.phase("score"):
+            scores = self.score(rollout)
+        experience, scored = self.collect(rollout, scores, clock)
+        with clock.phase("update"):
+            self.scale_learning_rates(metrics)
+            for minibatch in self.minibatches(experience):
+                self.update(minibatch, metrics)
+        self.finish(experience, scored, metrics)
+        tokens = int(rollout.attention_mask.sum())
+        clock.report(metrics, tokens, len(rollout), self.runtime.world_size)
+        return metrics
+
+    def next_prompts(self) -> PromptBatch:
+        """This rank's share of the next prompts, each repeated once per sample."""
+        first = self.state.rollouts * self.sizes.prompts
+        index = batch_indices(first, self.sizes.prompts, len(self.train), self.seed)
+        drawn = first + torch.arange(self.sizes.prompts)  # the group: a number for each prompt drawn so far
+        rank, ranks = self.runtime.rank, self.runtime.world_size
+        return self.train.batch(
+            rank_share(index, rank, ranks), samples=self.sizes.samples, groups=rank_share(drawn, rank, ranks)
+        )
+
+    def sample(self, prompts: PromptBatch, stream: str = "sampling") -> Rollout:
+        """Responses to ``prompts``; a row's randomness depends on seed, group and sample alone."""
+        noise = row_noise(prompts.group, self.sampler.max_new_tokens, self.seed, stream)
+        actor = self.models.sampling_actor()
+        return self.sampler.sample(actor, prompts.to(self.runtime.device), noise.to(self.runtime.device))
+
+    def score(self, rollout: Rollout) -> Tensor:
+        """(B,) finite scores."""
+        return expect_finite(self.models.reward(rollout), self.texts.prompts(rollout), "the reward")
+
+    @torch.no_grad()
+    def collect(self, rollout: Rollout, scores: Tensor, clock: Clock) -> tuple[Experience, Scored]:
+        """Log-probs of actor and reference, values, token rewards and advantages."""
+        with clock.phase("logprobs"):
+            parts = [self._measure(part) for part in self._micro_batches(rollout)]
+            old, entropies, ref, exact_kl = (torch.cat(column) for column in zip(*parts, strict=True))
+            values = self._values(rollout)
+        with clock.phase("advantages"):
+            rewards = self.algorithm.shape(
+                scores, rollout.ended, old, ref, rollout.mask, self.state.kl_coef
+            )
+            estimate = self.algorithm.estimate(rewards, values, rollout.mask, rollout.group, all_sum)
+        experience = Experience(
+            rollout=rollout,
+            old_logprobs=old,
+            ref_logprobs=ref,
+            advantages=estimate.advantages,
+            returns=estimate.returns,
+            old_values=values,
+        )
+        return experience, Scored(scores=scores, rewards=rewards, entropies=entropies, exact_kl=exact_kl)
+
+    def _measure(self, part: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(b, T) each: log-probs and entropies of the actor, log-probs of the reference, exact KL."""
+        first, temperature = part.prompt_mask.shape[1], self.sampler.temperature
+        old = self.models.actor(part.tokens, part.attention_mask, first, temperature)
+        ref = self.models.reference(part.tokens, part.attention_mask, first, temperature)
+        return old.logprobs, old.entropies, ref.logprobs, torch.zeros_like(old.logprobs)
+
+    def _values(self, rollout: Rollout) -> Tensor | None:
+        if self.models.critic is None:
+            return None
+        return torch.cat([self._critic_values(part) for part in self._micro_batches(rollout)])
+
+    def _critic_values(self, part: Rollout) -> Tensor:
+        """(b, T) values of the state before each response token (numerics D9)."""
+        assert self.models.critic is not None
+        return state_values(
+            self.models.critic(part.tokens, part.attention_mask), part.prompt_mask.shape[1], part.mask
+        )
+
+    def _micro_batches(self, rollout: Rollout) -> Iterator[Rollout]:
+        for rows in torch.arange(len(rollout)).split(self.micro_rows):
+            yield rollout.rows(rows)
+
+    def scale_learning_rates(self, metrics: Metrics) -> None:
+        """Set once per rollout, for all parameter groups (numerics D43)."""
+        factor = self.schedule(self.state.rollouts, self.total)
+        self.models.actor.scale_lr(factor)
+        metrics.value("actor/lr", self.models.actor.lr)
+        if self.models.critic is not None:
+            self.models.critic.scale_lr(factor)
+            metrics.value("critic/lr", self.models.critic.lr)
+
+    def minibatches(self, experience: Experience) -> Iterator[Experience]:
+        """Every row once an epoch, in a fresh order (numerics D41)."""
+        for epoch in range(self.algorithm.epochs):
+            stream = generator(self.seed, "minibatches", self.state.rollouts, epoch, self.runtime.rank)
+            order = torch.randperm(len(experience), generator=stream)
+            for rows in order.split(self.minibatch_rows):
+                yield experience.rows(rows)
+
+    def update(self, minibatch: Experience, metrics: Metrics) -> None:
+        """One optimiser step of the actor and one of the critic, from the whole minibatch's gradients."""
+        weights = self.algorithm.aggregation(minibatch.rollout.mask, all_sum)  # (b, T)
+        loss = 0.0
+        for rows in torch.arange(len(minibatch)).split(self.micro_rows):
+            part = minibatch.rows(rows)
+            loss += self._actor_backward(part, weights[rows], metrics)
+            if self.models.critic is not None:
+                self._critic_backward(part, weights[rows], metrics)
+        metrics.add("loss", loss, 1 / self.runtime.world_size)  # the step's loss is a sum over ranks
+        metrics.value("actor/grad_norm", self.models.actor.step())
+        if self.models.critic is not None:
+            metrics.value("critic/grad_norm", self.models.critic.step())
+        self.state.actor_steps += 1
+
+    def _actor_backward(self, part: Experience, weights: Tensor, metrics: Metrics) -> float:
+        rollout = part.rollout
+        first = rollout.prompt_mask.shape[1]
+        logprobs = self.models.actor(
+            rollout.tokens, rollout.attention_mask, first, self.sampler.temperature
+        ).logprobs
+        loss = (weights * self.algorithm.token_loss(logprobs, part, self.state.kl_coef)).sum()
+        self.models.actor.backward(loss)
+        rollout_metrics.policy_moves(self.algorithm.policy_loss, logprobs.detach(), part, metrics)
+        return float(loss.detach())
+
+    def _critic_backward(self, part: Experience, weights: Tensor, metrics: Metrics) -> None:
+        assert self.models.critic is not None
+        assert self.algorithm.value_loss is not None
+        assert part.old_values is not None
+        assert part.returns is not None
+        values = self._critic_values(part.rollout)
+        loss = self.algorithm.value_loss(values, part.old_values, part.returns, part.rollout.mask)
+        self.models.critic.backward((weights * loss).sum())
+        metrics.mean("critic/loss", loss, part.rollout.mask)
+
+    def finish(self, experience: Experience, scored: Scored, metrics: Metrics) -> None:
+        """Report the rollout, keep a few texts, move the KL coefficient and the counters."""
+        sequence_kl = rollout_metrics.rollout(experience, scored, metrics)
+        rollout_metrics.critic(experience, metrics)
+        metrics.value("actor/kl_coef", self.state.kl_coef)
+        metrics.value("rollout/step", self.state.actor_steps)
+        self._samples = self.texts.samples(experience, scored, SHOWN)
+        rows = len(experience) * self.runtime.world_size
+        self.state.kl_coef = self.algorithm.kl.next_coef(self.state.kl_coef, sequence_kl, rows)
+        self.state.rollouts += 1
+
+    def evaluate(self) -> Metrics:
+        """Score and KL of the present policy on held-out prompts, one response each."""
+        metrics = Metrics()
+        if self.test is None:
+            return metrics
+        index = rank_share(torch.arange(len(self.test)), self.runtime.rank, self.runtime.world_size)
+        rollout = self.sample(self.test.batch(index, samples=1, groups=index), "evaluation")
+        experience, scored = self.collect(rollout, self.models.reward(rollout), Clock())
+        measured = Metrics()
+        rollout_metrics.rollout(experience, scored, measured)
+        metrics.merge(measured, "eval/")
+        return metrics
+
+    def samples(self) -> list[dict[str, object]]:
+        """A few responses of the last rollout with score and KL."""
+        return self._samples
+
+    def headline(self, metrics: Mapping[str, float]) -> str:
+        """Score, KL and length."""
+        return (
+            f"score {metrics['reward/score']:.2f}, kl {metrics['actor/kl_reference']:.2f}, "
+            f"length {metrics['rollout/length']:.1f}"
+        )
+
+    def save(self, folder: Path) -> None:
+        """Both engines and the state."""
+        self.models.actor.save(folder / "actor")
+        if self.models.critic is not None:
+            self.models.critic.save(folder / "critic")
+        save_progress(folder, asdict(self.state))
+
+    def load(self, folder: Path) -> None:
+        """Continue exactly."""
+        self.models.actor.load(folder / "actor")
+        if self.models.critic is not None:
+            self.models.critic.load(folder / "critic")
+        self.state = State(**load_progress(folder, set(asdict(self.state))))
+
+
+def row_noise(group: Tensor, width: int, seed: int, stream: str) -> Tensor:
+    """Uniform numbers that decide each row's tokens, whatever the batch, the rank or the number of ranks.
+
+    Args:
+        group: (B,) int64 number of the prompt drawn; the k-th row of a group is its sample k.
+        width: T, tokens at most.
+        seed: the run's seed.
+        stream: name of the random stream.
+
+    Returns:
+        (B, T) float64 in [0, 1).
+    """
+    seen: dict[int, int] = {}
+    rows = []
+    for number in group.tolist():
+        sample = seen.get(number, 0)
+        seen[number] = sample + 1
+        stream_of_row = generator(seed, stream, number, sample)
+        rows.append(torch.rand(width, generator=stream_of_row, dtype=torch.float64))
+    return torch.stack(rows)

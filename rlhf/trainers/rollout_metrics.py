@@ -1,0 +1,80 @@
+"""What a rollout and its updates are measured by; names and units are in ``docs/metrics.md``."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rlhf.algorithms.policy_losses import PolicyLoss
+from rlhf.batch import Experience
+from rlhf.distributed.collectives import all_sum
+from rlhf.metrics import Metrics
+from rlhf.ops.kl import k1, k3
+from rlhf.ops.policy_losses import approx_kl
+from rlhf.ops.variance import explained_variance
+
+
+class Scored(Protocol):
+    """What was measured beside the experience."""
+
+    scores: Tensor  # (B,)
+    rewards: Tensor  # (B, T)
+    entropies: Tensor  # (B, T)
+    exact_kl: Tensor  # (B, T)
+
+
+def rollout(experience: Experience, scored: Scored, metrics: Metrics) -> float:
+    """Scores, KL to the reference, lengths and the log-prob ledger.
+
+    Returns:
+        Mean over all ranks of the sequence KL Σₜ k1, nats per response (numerics D18).
+    """
+    mask, old, ref = experience.rollout.mask, experience.old_logprobs, experience.ref_logprobs
+    sequence_kl = torch.where(mask, k1(old, ref), 0.0).sum(1)  # (B,)
+    metrics.mean("reward/score", scored.scores)
+    metrics.value("reward/score_std", _std(scored.scores))
+    metrics.mean("reward/total", torch.where(mask, scored.rewards, 0.0).sum(1))
+    metrics.mean("actor/kl_reference", sequence_kl)
+    metrics.mean("actor/kl_reference_k3", torch.where(mask, k3(old, ref), 0.0).sum(1))
+    metrics.mean("actor/kl_reference_exact", torch.where(mask, scored.exact_kl, 0.0).sum(1))
+    metrics.mean("actor/entropy", scored.entropies, mask)
+    metrics.mean("rollout/length", experience.rollout.lengths)
+    metrics.mean("rollout/ended_fraction", experience.rollout.ended.double())
+    metrics.mean("rollout/truncated_fraction", (~experience.rollout.ended).double())
+    gap = (experience.rollout.sampler_logprobs - old).abs()
+    metrics.mean("ledger/logprob_gap_mean", gap, mask)
+    metrics.maximum("ledger/logprob_gap_max", torch.where(mask, gap, 0.0).max())
+    total, count = all_sum(
+        torch.stack([sequence_kl.double().sum(), torch.tensor(len(sequence_kl)).to(sequence_kl.device)])
+    )
+    return float(total / count)
+
+
+def _std(scores: Tensor) -> float:
+    """Population standard deviation over all ranks."""
+    wide = scores.double()
+    total, squares, count = all_sum(
+        torch.stack([wide.sum(), (wide**2).sum(), torch.ones_like(wide).sum()])
+    ).tolist()
+    return math.sqrt(max(squares / count - (total / count) ** 2, 0.0))
+
+
+def policy_moves(loss: PolicyLoss, logprobs: Tensor, part: Experience, metrics: Metrics) -> None:
+    """How far the policy has moved from the one that sampled, per token."""
+    mask, old = part.rollout.mask, part.old_logprobs
+    metrics.mean("actor/kl_old", approx_kl(logprobs, old), mask)
+    clipped = loss.clipped(logprobs, old, part.advantages)
+    metrics.mean("actor/clip_fraction", clipped.double(), mask)
+
+
+def critic(experience: Experience, metrics: Metrics) -> None:
+    """How much of the returns' variance the values explain (numerics D36)."""
+    if experience.old_values is None or experience.returns is None:
+        return
+    explained = explained_variance(
+        experience.old_values, experience.returns, experience.rollout.mask, all_sum
+    )
+    metrics.value("critic/explained_variance", float(explained))

@@ -1,0 +1,61 @@
+"""Runs one function of a test file on two gloo ranks: python two_ranks.py FILE FUNCTION FOLDER.
+
+Each rank calls FUNCTION(FOLDER) between ``runtime.start()`` and ``runtime.stop()`` and leaves what it returns in
+FOLDER/rank0.pt and rank1.pt. No rank may compile anything, so the compilers are taken off the path.
+"""
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+
+def launch(file: str, function: str, folder: str) -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {
+        "WORLD_SIZE": "2",
+        "LOCAL_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "CC": "false",
+        "CXX": "false",
+        "TORCH_EXTENSIONS_DIR": f"{folder}/extensions",
+    }
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, __file__, file, function, folder],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    return max(abs(rank.wait()) for rank in ranks)
+
+
+def work(file: str, function: str, folder: str) -> None:
+    import torch
+
+    from rlhf.distributed import runtime
+
+    torch.set_num_threads(1)
+    spec = importlib.util.spec_from_file_location("work", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    place = runtime.start()
+    result = getattr(module, function)(Path(folder))
+    torch.save(result, Path(folder) / f"rank{place.rank}.pt")
+    runtime.stop()
+
+
+if __name__ == "__main__":
+    if "RANK" in os.environ:
+        work(*sys.argv[1:])
+    else:
+        sys.exit(launch(*sys.argv[1:]))
