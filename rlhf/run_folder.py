@@ -8,29 +8,33 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-LEFT_BEHIND = ("config.yaml", "metrics.jsonl", "samples.jsonl", "checkpoints", "model", "tensorboard")
+SIGNS_OF_A_RUN = ("metrics.jsonl", "samples.jsonl", "checkpoints", "model")
 
 
 class RunFolder:
-    """One run's files. Rank 0 alone writes; the others read."""
+    """One run's files. Rank 0 alone writes."""
 
-    def __init__(self, path: Path, *, resume: bool, writes: bool = True) -> None:
-        """Claim ``path`` for this run.
-
-        Raises:
-            ValueError: the folder already holds a run and ``resume`` is false, or the other way round.
-        """
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
         self.writes = writes
         self._board: Any = None
-        found = [name for name in LEFT_BEHIND if (path / name).exists()]
+
+    def claim(self, config: str, *, resume: bool) -> None:
+        """Take the folder for this run and save its resolved configuration, before anything else runs.
+
+        Raises:
+            ValueError: the folder holds a run already and ``resume`` is false, or none and it is true.
+        """
+        found = [name for name in SIGNS_OF_A_RUN if (self.path / name).exists()]
         if found and not resume:
             raise ValueError(
-                f"{path} already holds a run ({', '.join(found)}): choose another name=…, or continue it with "
-                "resume=true; nothing was overwritten"
+                f"{self.path} already holds a run ({', '.join(found)}): choose another name=…, or continue it "
+                "with resume=true; nothing was overwritten"
             )
-        if resume and not (path / "checkpoints").exists():
-            raise ValueError(f"resume=true, but {path} holds no checkpoints to continue from")
+        if resume and not self.checkpoints.is_dir():
+            raise ValueError(f"resume=true, but {self.path} holds no checkpoints to continue from")
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "config.yaml").write_text(config, encoding="utf-8")
 
     @property
     def checkpoints(self) -> Path:
@@ -41,13 +45,6 @@ class RunFolder:
     def model(self) -> Path:
         """Where the trained model is exported to."""
         return self.path / "model"
-
-    def start(self, config: str) -> None:
-        """Save the resolved configuration, before anything else runs."""
-        if not self.writes:
-            return
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "config.yaml").write_text(config, encoding="utf-8")
 
     def rewind(self, step: int) -> None:
         """Forget what was logged after ``step``, and a last line that was cut while being written."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf.ops import masking
-from rlhf.ops.baselines import group_mean, group_std, leave_one_out
+from rlhf.ops.baselines import group_deviation, group_std, leave_one_out
 from rlhf.ops.masking import Total
 from rlhf.ops.returns import gae
 
@@ -122,7 +122,7 @@ class GroupRelative(AdvantageEstimator):
     ) -> Advantages:
         """The same advantage on every token of a response; no returns."""
         scores, counted = _response_returns(rewards, mask)
-        advantages = scores - group_mean(scores, group, counted)  # (B,)
+        advantages = group_deviation(scores, group, counted)  # (B,)
         if self.divide_by_std:
             advantages = advantages / (group_std(scores, group, counted) + self.eps)
         return _on_tokens(advantages, mask, rewards.dtype)

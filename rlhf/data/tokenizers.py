@@ -41,7 +41,10 @@ def give_own_pad(tokenizer: PreTrainedTokenizerBase, *, eos_ids: Sequence[int] =
 
     Its id may lie outside the model's embedding: padding is masked before embedding (numerics D4).
     """
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in (tokenizer.eos_token_id, *eos_ids):
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in (
+        tokenizer.eos_token_id,
+        *eos_ids,
+    ):
         return
     reason = "had none" if tokenizer.pad_token_id is None else f"shared {tokenizer.pad_token!r} with the end"
     names = itertools.chain([PAD], (f"<pad_{number}>" for number in itertools.count(1)))
@@ -56,7 +59,20 @@ def give_own_pad(tokenizer: PreTrainedTokenizerBase, *, eos_ids: Sequence[int] =
     )
 
 
-def end_ids(tokenizer: PreTrainedTokenizerBase, eos_ids: int | Sequence[int] | None = None) -> tuple[int, ...]:
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of ``text`` and nothing around them."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer writes before every text: its begin token, or nothing."""
+    first = tokenizer("a")["input_ids"][0]
+    return [first] if first == tokenizer.bos_token_id and first != token_ids(tokenizer, "a")[0] else []
+
+
+def end_ids(
+    tokenizer: PreTrainedTokenizerBase, eos_ids: int | Sequence[int] | None = None
+) -> tuple[int, ...]:
     """Every token that ends a response: the tokenizer's and those of a generation config, ascending.
 
     Raises:
@@ -68,7 +84,9 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, eos_ids: int | Sequence[int] | N
     if not ends:
         raise ValueError("neither the tokenizer nor the generation config has an end token")
     if tokenizer.pad_token_id in ends:
-        raise ValueError(f"token {tokenizer.pad_token_id} is PAD and ends responses; PAD must be a token of its own")
+        raise ValueError(
+            f"token {tokenizer.pad_token_id} is PAD and ends responses; PAD must be a token of its own"
+        )
     return ends
 
 
@@ -77,14 +95,16 @@ def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, vocab_size: int, na
 
     PAD alone may lie outside, for it is never embedded (numerics D4).
     """
-    ids = set(tokenizer.get_vocab().values()) - {tokenizer.pad_token_id}
-    if max(ids) >= vocab_size:
+    needed = max(set(tokenizer.get_vocab().values()) - {tokenizer.pad_token_id}) + 1
+    if needed > vocab_size:
         raise ValueError(
-            f"the tokenizer does not fit {name}: it needs {max(ids) + 1} tokens, the vocabulary has {vocab_size}"
+            f"the tokenizer does not fit {name}: it needs {needed} tokens, the vocabulary has {vocab_size}"
         )
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int, path: str | Path | None = None) -> PreTrainedTokenizerFast:
+def train_bpe(
+    texts: Iterable[str], vocab_size: int, path: str | Path | None = None
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE of ``texts``: any text decodes to itself, and ``<bos>`` begins every text.
 
     The same texts give the same tokenizer. PAD, BOS and EOS are three tokens, so that an empty prompt is

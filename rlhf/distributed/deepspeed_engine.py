@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import glob
+import io
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +18,7 @@ from rlhf.distributed import runtime
 from rlhf.distributed.collectives import world_size
 from rlhf.distributed.engine import (
     LearningRates,
+    cast_parameters,
     clip_gradients,
     require_finite,
     require_graph,
@@ -39,7 +43,7 @@ class DeepSpeedEngine:
         self._stage0_norm = 0.0
         if zero.stage == 0:
             optimizer.register_step_pre_hook(self._clip_unsharded)
-        self._engine = _initialize(module.to(zero.precision.dtype), optimizer, zero)
+        self._engine = _initialize(module, optimizer, zero)
 
     @property
     def module(self) -> nn.Module:
@@ -78,6 +82,10 @@ class DeepSpeedEngine:
 
     def save(self, folder: Path) -> None:
         """DeepSpeed's own checkpoint, each rank its part."""
+        if glob.escape(str(folder)) != str(folder):
+            raise ValueError(
+                f"{self.name}: {folder} contains one of *?[, and DeepSpeed could not load from there"
+            )
         write_layout(folder, _kind(self._zero))
         if self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False) is False:
             raise OSError(f"{self.name}: DeepSpeed could not write its checkpoint into {folder}")
@@ -85,7 +93,8 @@ class DeepSpeedEngine:
     def load(self, folder: Path) -> None:
         """Continue from :meth:`save`, with the same stage and number of ranks: DeepSpeed has no other way."""
         require_layout(folder, self.name, _kind(self._zero))
-        path, _ = self._engine.load_checkpoint(str(folder), tag=TAG)
+        with _silence():
+            path, _ = self._engine.load_checkpoint(str(folder), tag=TAG)
         if path is None:
             raise FileNotFoundError(f"{self.name}: DeepSpeed found no checkpoint in {folder}")
 
@@ -110,17 +119,36 @@ class DeepSpeedEngine:
 
 def sharded_module(module: nn.Module, *, zero: ZeRO) -> nn.Module:
     """The module split among the ranks for forwards only, without an optimizer (ZeRO-3)."""
-    return _initialize(module.to(zero.precision.dtype).requires_grad_(False), None, zero)
+    return _initialize(module.requires_grad_(False), None, zero)
 
 
 def _initialize(module: nn.Module, optimizer: torch.optim.Optimizer | None, zero: ZeRO) -> Any:
     _attach()
     import deepspeed
 
-    engine, *_ = deepspeed.initialize(
-        model=module, optimizer=optimizer, config=_settings(module, zero, trains=optimizer is not None)
-    )
+    cast_parameters(module, zero.precision.dtype)
+    settings = _settings(module, zero, trains=optimizer is not None)
+    buffers = [
+        (owner, name, value)
+        for owner in module.modules()
+        for name, value in owner.named_buffers(recurse=False)
+    ]
+    with _silence():
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+    for (
+        owner,
+        name,
+        value,
+    ) in buffers:  # DeepSpeed rounds them to bfloat16; statistics and angles must not be
+        setattr(owner, name, value.to(runtime.device()))
     return engine
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Swallow what DeepSpeed prints past its logger (0.19.8: memory figures of the bfloat16 optimizer)."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
 
 
 def _attach() -> None:

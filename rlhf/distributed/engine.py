@@ -161,6 +161,13 @@ class TorchEngine:
         return full_state(self.module)
 
 
+def cast_parameters(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The module with its parameters in ``dtype``; buffers (statistics, rotary angles) keep theirs."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return module
+
+
 def clip_gradients(parameters: list[nn.Parameter], clip: float | None) -> float:
     """Scale the gradients so that their joint L2 norm is at most ``clip``; the norm before."""
     bound = float("inf") if clip is None else clip

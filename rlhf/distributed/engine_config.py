@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rlhf.distributed import runtime
-from rlhf.distributed.engine import Engine, TorchEngine
+from rlhf.distributed.engine import Engine, TorchEngine, cast_parameters
 
 
 class Precision(Enum):
@@ -48,6 +48,11 @@ class EngineConfig(ABC):
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"{type(self).__name__}.clip must be positive or null, got {self.clip}")
 
+    @property
+    @abstractmethod
+    def splits_parameters(self) -> bool:
+        """Whether each rank holds a part of the parameters only, so that sampling needs a gathered copy."""
+
     @abstractmethod
     def train(self, module: nn.Module, optimizer: torch.optim.Optimizer, name: str) -> Engine:
         """An engine around the module; ``name`` (e.g. "actor") appears in its errors.
@@ -65,13 +70,18 @@ class EngineConfig(ABC):
 class Plain(EngineConfig):
     """Plain torch in float32, every rank with a whole copy: for tests, notebooks and tiny models."""
 
+    @property
+    def splits_parameters(self) -> bool:
+        """Never."""
+        return False
+
     def train(self, module: nn.Module, optimizer: torch.optim.Optimizer, name: str) -> Engine:
         """A :class:`TorchEngine`."""
-        return TorchEngine(module.float(), optimizer, name=name, clip=self.clip)
+        return TorchEngine(cast_parameters(module, torch.float32), optimizer, name=name, clip=self.clip)
 
     def inference(self, module: nn.Module, name: str) -> Inference:
         """A :class:`Frozen` module."""
-        return Frozen(module.to(runtime.device(), torch.float32))
+        return Frozen(cast_parameters(module, torch.float32).to(runtime.device()))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -113,6 +123,11 @@ class ZeRO(EngineConfig):
                 f"ZeRO.persistence_threshold must be at least 0, got {self.persistence_threshold}"
             )
 
+    @property
+    def splits_parameters(self) -> bool:
+        """At stage 3."""
+        return self.stage == 3
+
     def train(self, module: nn.Module, optimizer: torch.optim.Optimizer, name: str) -> Engine:
         """A :class:`~rlhf.distributed.deepspeed_engine.DeepSpeedEngine`."""
         from rlhf.distributed.deepspeed_engine import DeepSpeedEngine
@@ -122,7 +137,7 @@ class ZeRO(EngineConfig):
     def inference(self, module: nn.Module, name: str) -> Inference:
         """Split among the ranks at stage 3; below, a whole copy on every rank."""
         if self.stage < 3:
-            return Frozen(module.to(runtime.device(), self.precision.dtype))
+            return Frozen(cast_parameters(module, self.precision.dtype).to(runtime.device()))
         from rlhf.distributed.deepspeed_engine import sharded_module
 
         return Frozen(module, sharded_module(module, zero=self))

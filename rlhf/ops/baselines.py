@@ -2,7 +2,8 @@
 
 A group is the rows with equal ``group`` ids, in any order, all on one rank. Rows where ``counted`` is
 False (responses without a token) belong to no group: they are not read and get 0. Statistics are float64
-and taken from the group's lowest score, so that equal scores deviate by exactly 0 (numerics D37).
+and taken from the group's lowest score, so that equal scores deviate by exactly 0 (numerics D37) and a
+constant added to all scores changes nothing (D30).
 """
 
 from __future__ import annotations
@@ -28,12 +29,11 @@ def leave_one_out(scores: Tensor, group: Tensor, counted: Tensor) -> Tensor:
         ValueError: a group has a single counted response.
     """
     size = _sizes(group, counted, "leave_one_out")
-    centred = torch.where(counted, scores - group_mean(scores, group, counted), 0.0)
-    return centred * size / (size - 1).clamp(min=1)
+    return _centred(scores, group, counted, size) * size / (size - 1).clamp(min=1)
 
 
-def group_mean(scores: Tensor, group: Tensor, counted: Tensor) -> Tensor:
-    """Mean score of each row's group.
+def group_deviation(scores: Tensor, group: Tensor, counted: Tensor) -> Tensor:
+    """Each score minus the mean of its group, its own included (numerics D49).
 
     Args:
         scores: (B,) one number per response.
@@ -46,10 +46,7 @@ def group_mean(scores: Tensor, group: Tensor, counted: Tensor) -> Tensor:
     Raises:
         ValueError: a group has a single counted response.
     """
-    size = _sizes(group, counted, "group_mean")
-    lowest = _lowest(scores, group, counted)
-    excess = torch.where(counted, scores - lowest, 0.0)
-    return torch.where(counted, lowest + _sums(excess, group) / size.clamp(min=1), 0.0)
+    return _centred(scores, group, counted, _sizes(group, counted, "group_deviation"))
 
 
 def group_std(scores: Tensor, group: Tensor, counted: Tensor) -> Tensor:
@@ -67,9 +64,13 @@ def group_std(scores: Tensor, group: Tensor, counted: Tensor) -> Tensor:
         ValueError: a group has a single counted response.
     """
     size = _sizes(group, counted, "group_std")
-    centred = torch.where(counted, scores - group_mean(scores, group, counted), 0.0)
-    variance = _sums(centred.square(), group) / (size - 1).clamp(min=1)
-    return torch.where(counted, variance.sqrt(), 0.0)
+    squares = _sums(_centred(scores, group, counted, size).square(), group)
+    return torch.where(counted, (squares / (size - 1).clamp(min=1)).sqrt(), 0.0)
+
+
+def _centred(scores: Tensor, group: Tensor, counted: Tensor, size: Tensor) -> Tensor:
+    excess = torch.where(counted, scores - _lowest(scores, group, counted), 0.0)
+    return torch.where(counted, excess - _sums(excess, group) / size.clamp(min=1), 0.0)
 
 
 def _sizes(group: Tensor, counted: Tensor, name: str) -> Tensor:

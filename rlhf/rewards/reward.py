@@ -30,6 +30,13 @@ class Texts(Protocol):
         """(B) other columns of the prompts' rows."""
 
 
+class Reward(Protocol):
+    """Scores the responses of a rollout."""
+
+    def __call__(self, rollout: Rollout, texts: Texts) -> Tensor:
+        """(B,) float32."""
+
+
 @dataclass(kw_only=True, slots=True)
 class ModelReward:
     """The score that a reward model reads at the last real token (numerics D21)."""
@@ -40,7 +47,7 @@ class ModelReward:
     """Rows of one forward on this rank."""
 
     @torch.no_grad()
-    def __call__(self, rollout: Rollout) -> Tensor:
+    def __call__(self, rollout: Rollout, texts: Texts) -> Tensor:
         """(B,) float32."""
         parts = zip(
             rollout.tokens.split(self.micro_rows), rollout.attention_mask.split(self.micro_rows), strict=True
@@ -53,18 +60,15 @@ class FunctionReward:
     """The number that a Python function gives each response."""
 
     function: ScoreFunction
-    texts: Texts
     name: str
 
-    def __call__(self, rollout: Rollout) -> Tensor:
+    def __call__(self, rollout: Rollout, texts: Texts) -> Tensor:
         """(B,) float32.
 
         Raises:
             ValueError: the function returned another number of scores, or something that is no number.
         """
-        scores = self.function(
-            self.texts.prompts(rollout), self.texts.responses(rollout), self.texts.columns(rollout)
-        )
+        scores = self.function(texts.prompts(rollout), texts.responses(rollout), texts.columns(rollout))
         return as_scores(scores, len(rollout), self.name).to(rollout.tokens.device)
 
 

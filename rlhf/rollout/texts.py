@@ -6,10 +6,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from rlhf.batch import Experience, Rollout
-from rlhf.ops.kl import k1
+from rlhf.batch import Rollout
 
 
 class PromptTexts(Protocol):
@@ -20,3 +18,42 @@ class PromptTexts(Protocol):
 
     def columns(self, index: Tensor) -> list[dict[str, Any]]:
         """Other columns of rows."""
+
+
+class Decoder(Protocol):
+    """The part of a tokenizer that writes text."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        """The text of one row of tokens."""
+
+
+class RolloutTexts:
+    """Prompts, responses and columns of a rollout whose prompts come from one set."""
+
+    def __init__(self, prompts: PromptTexts, tokenizer: Decoder) -> None:
+        self._prompts, self._tokenizer = prompts, tokenizer
+
+    def prompts(self, rollout: Rollout) -> list[str]:
+        """(B) prompt texts."""
+        return self._prompts.texts(rollout.index.cpu())
+
+    def columns(self, rollout: Rollout) -> list[dict[str, Any]]:
+        """(B) other columns of the prompts' rows."""
+        return self._prompts.columns(rollout.index.cpu())
+
+    def responses(self, rollout: Rollout) -> list[str]:
+        """(B) response texts, without special tokens."""
+        rows = zip(rollout.responses.cpu(), rollout.mask.cpu(), strict=True)
+        return [
+            self._tokenizer.decode(tokens[mask].tolist(), skip_special_tokens=True) for tokens, mask in rows
+        ]
+
+    def samples(self, rollout: Rollout, numbers: dict[str, Tensor], count: int) -> list[dict[str, object]]:
+        """The first ``count`` rows as text, each with its entry of the (B,) tensors in ``numbers``."""
+        few = rollout.rows(torch.arange(min(count, len(rollout))))
+        texts = zip(self.prompts(few), self.responses(few), strict=True)
+        return [
+            {"prompt": prompt, "response": response, "ended": bool(few.ended[row])}
+            | {name: float(values[row]) for name, values in numbers.items()}
+            for row, (prompt, response) in enumerate(texts)
+        ]

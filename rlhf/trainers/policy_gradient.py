@@ -15,14 +15,17 @@ from torch import Tensor
 
 from rlhf.algorithms.policy_gradient import PolicyGradient
 from rlhf.batch import Experience, PromptBatch, Rollout
+from rlhf.data.loaded import PromptSet
 from rlhf.data.order import batch_indices, rank_share
-from rlhf.data.sets import PromptSet
 from rlhf.distributed.collectives import all_sum
-from rlhf.distributed.engine import Engine, Inference
+from rlhf.distributed.engine import Engine
+from rlhf.distributed.engine_config import Inference
 from rlhf.distributed.runtime import Runtime, generator
 from rlhf.metrics import Clock, Metrics
 from rlhf.models.actor import Actor
-from rlhf.rewards.reward import expect_finite
+from rlhf.models.scalar import state_values
+from rlhf.ops.logprobs import exact_kl, logprobs_and_entropies
+from rlhf.rewards.reward import Reward, expect_finite
 from rlhf.rollout.sampler import Sampler
 from rlhf.rollout.texts import RolloutTexts
 from rlhf.trainers import rollout_metrics
@@ -41,9 +44,17 @@ class Models:
     actor: Engine
     critic: Engine | None
     reference: Inference
-    reward: Callable[[Rollout], Tensor]
+    reward: Reward
     sampling_actor: Callable[[], Actor]
     """The actor's present weights in a plain module, gathered once per call where they are sharded."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Prompts:
+    """A prompt set, encoded and as text."""
+
+    rows: PromptSet
+    texts: RolloutTexts
 
 
 @dataclass(kw_only=True, slots=True)
@@ -86,24 +97,26 @@ class PolicyGradientTrainer:
         models: Models,
         algorithm: PolicyGradient,
         sampler: Sampler,
-        texts: RolloutTexts,
-        train: PromptSet,
-        test: PromptSet | None,
+        train: Prompts,
+        test: Prompts | None,
         sizes: Sizes,
+        exact_kl: bool,
         schedule: Schedule,
         total: int,
         seed: int,
         runtime: Runtime,
         export: Callable[[Path], None],
     ) -> None:
-        self.models, self.algorithm, self.sampler, self.texts = models, algorithm, sampler, texts
-        self.train, self.test, self.schedule = train, test, schedule
+        self.models, self.algorithm, self.sampler = models, algorithm, sampler
+        self.train, self.test, self.schedule, self.exact_kl = train, test, schedule, exact_kl
         self.total, self.seed, self.runtime, self.export = total, seed, runtime, export
         ranks = runtime.world_size
         exact_div(sizes.prompts, ranks, "rollout.prompts", "ranks")
         rows = exact_div(sizes.prompts * sizes.samples, ranks, "rollout.prompts × rollout.samples", "ranks")
         self.minibatch_rows = exact_div(rows, algorithm.minibatches, "rows per rank", "algorithm.minibatches")
         self.micro_rows = exact_div(sizes.micro_batch, ranks, "micro_batch_size", "ranks")
+        if test is not None:
+            exact_div(len(test.rows), ranks, "rows of test_prompts", "ranks")
         self.sizes = sizes
         self.state = State(kl_coef=algorithm.kl.initial_coef)
         self._samples: list[dict[str, object]] = []
@@ -119,7 +132,7 @@ class PolicyGradientTrainer:
         with clock.phase("sample"):
             rollout = self.sample(self.next_prompts())
         with clock.phase("score"):
-            scores = self.score(rollout)
+            scores = self.score(rollout, self.train)
         experience, scored = self.collect(rollout, scores, clock)
         with clock.phase("update"):
             self.scale_learning_rates(metrics)
@@ -133,10 +146,10 @@ class PolicyGradientTrainer:
     def next_prompts(self) -> PromptBatch:
         """This rank's share of the next prompts, each repeated once per sample."""
         first = self.state.rollouts * self.sizes.prompts
-        index = batch_indices(first, self.sizes.prompts, len(self.train), self.seed)
+        index = batch_indices(first, self.sizes.prompts, len(self.train.rows), self.seed)
         drawn = first + torch.arange(self.sizes.prompts)  # the group: a number for each prompt drawn so far
         rank, ranks = self.runtime.rank, self.runtime.world_size
-        return self.train.batch(
+        return self.train.rows.batch(
             rank_share(index, rank, ranks), samples=self.sizes.samples, groups=rank_share(drawn, rank, ranks)
         )
 
@@ -146,9 +159,10 @@ class PolicyGradientTrainer:
         actor = self.models.sampling_actor()
         return self.sampler.sample(actor, prompts.to(self.runtime.device), noise.to(self.runtime.device))
 
-    def score(self, rollout: Rollout) -> Tensor:
+    def score(self, rollout: Rollout, prompts: Prompts) -> Tensor:
         """(B,) finite scores."""
-        return expect_finite(self.models.reward(rollout), self.texts.prompts(rollout), "the reward")
+        scores = self.models.reward(rollout, prompts.texts)
+        return expect_finite(scores, prompts.texts.prompts(rollout), "the reward")
 
     @torch.no_grad()
     def collect(self, rollout: Rollout, scores: Tensor, clock: Clock) -> tuple[Experience, Scored]:
@@ -174,10 +188,16 @@ class PolicyGradientTrainer:
 
     def _measure(self, part: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(b, T) each: log-probs and entropies of the actor, log-probs of the reference, exact KL."""
-        first, temperature = part.prompt_mask.shape[1], self.sampler.temperature
-        old = self.models.actor(part.tokens, part.attention_mask, first, temperature)
-        ref = self.models.reference(part.tokens, part.attention_mask, first, temperature)
-        return old.logprobs, old.entropies, ref.logprobs, torch.zeros_like(old.logprobs)
+        actor, reference, temperature = self.models.actor, self.models.reference, self.sampler.temperature
+        inputs = (part.tokens, part.attention_mask, part.prompt_mask.shape[1], temperature)
+        if not self.exact_kl:
+            old, ref = actor(*inputs), reference(*inputs)
+            return old.logprobs, old.entropies, ref.logprobs, torch.zeros_like(old.logprobs)
+        logits, ref_logits = actor(*inputs, full=True), reference(*inputs, full=True)  # (b, T, V)
+        targets = part.responses.masked_fill(~part.mask, 0)
+        old, ref = (logprobs_and_entropies(z, targets, temperature) for z in (logits, ref_logits))
+        columns = (old.logprobs, old.entropies, ref.logprobs, exact_kl(logits, ref_logits, temperature))
+        return tuple(torch.where(part.mask, column, 0.0) for column in columns)  # type: ignore[return-value]
 
     def _values(self, rollout: Rollout) -> Tensor | None:
         if self.models.critic is None:
@@ -250,13 +270,14 @@ class PolicyGradientTrainer:
 
     def finish(self, experience: Experience, scored: Scored, metrics: Metrics) -> None:
         """Report the rollout, keep a few texts, move the KL coefficient and the counters."""
-        sequence_kl = rollout_metrics.rollout(experience, scored, metrics)
+        mean_kl = rollout_metrics.rollout(experience, scored, metrics)
         rollout_metrics.critic(experience, metrics)
         metrics.value("actor/kl_coef", self.state.kl_coef)
-        metrics.value("rollout/step", self.state.actor_steps)
-        self._samples = self.texts.samples(experience, scored, SHOWN)
+        metrics.value("actor/steps", self.state.actor_steps)
+        numbers = {"score": scored.scores, "kl": rollout_metrics.sequence_kl(experience)}
+        self._samples = self.train.texts.samples(experience.rollout, numbers, SHOWN)
         rows = len(experience) * self.runtime.world_size
-        self.state.kl_coef = self.algorithm.kl.next_coef(self.state.kl_coef, sequence_kl, rows)
+        self.state.kl_coef = self.algorithm.kl.next_coef(self.state.kl_coef, mean_kl, rows)
         self.state.rollouts += 1
 
     def evaluate(self) -> Metrics:
@@ -264,9 +285,10 @@ class PolicyGradientTrainer:
         metrics = Metrics()
         if self.test is None:
             return metrics
-        index = rank_share(torch.arange(len(self.test)), self.runtime.rank, self.runtime.world_size)
-        rollout = self.sample(self.test.batch(index, samples=1, groups=index), "evaluation")
-        experience, scored = self.collect(rollout, self.models.reward(rollout), Clock())
+        rows = torch.arange(len(self.test.rows))
+        index = rank_share(rows, self.runtime.rank, self.runtime.world_size)
+        rollout = self.sample(self.test.rows.batch(index, samples=1, groups=index), "evaluation")
+        experience, scored = self.collect(rollout, self.score(rollout, self.test), Clock())
         measured = Metrics()
         rollout_metrics.rollout(experience, scored, measured)
         metrics.merge(measured, "eval/")

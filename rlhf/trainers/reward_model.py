@@ -10,9 +10,8 @@ from torch import Tensor
 
 from rlhf.algorithms.preferences import PairLoss
 from rlhf.batch import PreferenceBatch, SequenceBatch
+from rlhf.data.loaded import PreferenceSet
 from rlhf.data.order import batch_indices, rank_share
-from rlhf.data.sets import PreferenceSet
-from rlhf.distributed.collectives import all_sum
 from rlhf.distributed.engine import Engine
 from rlhf.distributed.runtime import Runtime
 from rlhf.metrics import Clock, Metrics

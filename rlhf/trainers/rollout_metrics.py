@@ -33,11 +33,11 @@ def rollout(experience: Experience, scored: Scored, metrics: Metrics) -> float:
         Mean over all ranks of the sequence KL Σₜ k1, nats per response (numerics D18).
     """
     mask, old, ref = experience.rollout.mask, experience.old_logprobs, experience.ref_logprobs
-    sequence_kl = torch.where(mask, k1(old, ref), 0.0).sum(1)  # (B,)
+    kl = sequence_kl(experience)
     metrics.mean("reward/score", scored.scores)
     metrics.value("reward/score_std", _std(scored.scores))
     metrics.mean("reward/total", torch.where(mask, scored.rewards, 0.0).sum(1))
-    metrics.mean("actor/kl_reference", sequence_kl)
+    metrics.mean("actor/kl_reference", kl)
     metrics.mean("actor/kl_reference_k3", torch.where(mask, k3(old, ref), 0.0).sum(1))
     metrics.mean("actor/kl_reference_exact", torch.where(mask, scored.exact_kl, 0.0).sum(1))
     metrics.mean("actor/entropy", scored.entropies, mask)
@@ -47,10 +47,14 @@ def rollout(experience: Experience, scored: Scored, metrics: Metrics) -> float:
     gap = (experience.rollout.sampler_logprobs - old).abs()
     metrics.mean("ledger/logprob_gap_mean", gap, mask)
     metrics.maximum("ledger/logprob_gap_max", torch.where(mask, gap, 0.0).max())
-    total, count = all_sum(
-        torch.stack([sequence_kl.double().sum(), torch.tensor(len(sequence_kl)).to(sequence_kl.device)])
-    )
-    return float(total / count)
+    total, count = all_sum(torch.tensor([kl.double().sum(), len(kl)], dtype=torch.float64)).tolist()
+    return total / count
+
+
+def sequence_kl(experience: Experience) -> Tensor:
+    """(B,) Σₜ k1 of each response, nats (numerics D18)."""
+    per_token = k1(experience.old_logprobs, experience.ref_logprobs)
+    return torch.where(experience.rollout.mask, per_token, 0.0).sum(1)
 
 
 def _std(scores: Tensor) -> float:
@@ -75,6 +79,6 @@ def critic(experience: Experience, metrics: Metrics) -> None:
     if experience.old_values is None or experience.returns is None:
         return
     explained = explained_variance(
-        experience.old_values, experience.returns, experience.rollout.mask, all_sum
+        experience.returns, experience.old_values, experience.rollout.mask, all_sum
     )
     metrics.value("critic/explained_variance", float(explained))

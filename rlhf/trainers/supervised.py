@@ -11,8 +11,8 @@ from torch import Tensor
 
 from rlhf.algorithms.aggregation import TokenMean
 from rlhf.batch import SequenceBatch
+from rlhf.data.loaded import SupervisedSet
 from rlhf.data.order import batch_indices, rank_share
-from rlhf.data.sets import SupervisedSet
 from rlhf.distributed.collectives import all_sum
 from rlhf.distributed.engine import Engine
 from rlhf.distributed.runtime import Runtime

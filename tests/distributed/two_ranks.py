@@ -1,7 +1,7 @@
 """Runs one function of a test file on two gloo ranks: python two_ranks.py FILE FUNCTION FOLDER.
 
-Each rank calls FUNCTION(FOLDER) between ``runtime.start()`` and ``runtime.stop()`` and leaves what it returns in
-FOLDER/rank0.pt and rank1.pt. No rank may compile anything, so the compilers are taken off the path.
+Each rank calls FUNCTION(FOLDER) between ``runtime.start()`` and ``runtime.stop()`` and leaves the dict that
+it returns in FOLDER/rank0.pt and rank1.pt. There is no compiler, as on many a machine.
 """
 
 import importlib.util

@@ -1,0 +1,50 @@
+"""``rlhf COMMAND key=value …``: find the command, run it, and say in one line what is wrong with the input."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = {
+    "sft": "supervised fine-tuning",
+    "reward": "reward-model training",
+    "rl": "online reinforcement learning",
+    "generate": "sample responses to a file of prompts; the best of n, if wanted",
+    "score": "score a file of responses",
+    "evaluate": "compare policies, and check a reward model against human labels",
+}
+
+
+def main() -> None:
+    """Run the command that the arguments name."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(usage())
+        sys.exit(0)
+    command, *rest = arguments
+    if command == "--version":
+        from importlib.metadata import version
+
+        sys.stdout.write(f"rlhf {version('rlhf')}\n")
+        sys.exit(0)
+    if command not in COMMANDS:
+        from difflib import get_close_matches
+
+        close = get_close_matches(command, COMMANDS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        sys.stderr.write(f"rlhf: unknown command {command!r}{hint} Commands: {', '.join(COMMANDS)}\n")
+        sys.exit(2)
+    from rlhf.cli.application import run
+
+    sys.exit(run(command, importlib.import_module(f"rlhf.cli.{command}").COMMAND, rest))
+
+
+def usage() -> str:
+    """What there is to run."""
+    lines = [f"  rlhf {name:<10} {meaning}" for name, meaning in COMMANDS.items()]
+    return (
+        "usage: rlhf COMMAND key=value …\n\n"
+        + "\n".join(lines)
+        + "\n\nrlhf COMMAND --help lists the keys of a command; on several GPUs, or several processes:\n"
+        "  deepspeed --no_local_rank --num_gpus N --module rlhf COMMAND key=value …\n"
+    )

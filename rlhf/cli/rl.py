@@ -1,0 +1,119 @@
+"""``rlhf rl``: online reinforcement learning from a reward model or function."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf.cli.application import Command, Place
+from rlhf.cli.pieces import (
+    copy_for_sampling,
+    exporter,
+    load_reward,
+    open_folder,
+    sampling_actor,
+    tokenizer_of,
+)
+from rlhf.config import RL, RewardModel
+from rlhf.data.sets import PromptData
+from rlhf.data.tokenizers import end_ids
+from rlhf.distributed.engine import Engine
+from rlhf.distributed.engine_config import Inference
+from rlhf.distributed.runtime import generator
+from rlhf.models.actor import Actor
+from rlhf.models.loading import expect_same_vocabulary, load_actor, load_scalar_model
+from rlhf.models.sources import Pretrained
+from rlhf.rollout.sampler import Sampler
+from rlhf.rollout.texts import RolloutTexts
+from rlhf.trainers.loop import run
+from rlhf.trainers.micro_batches import exact_div
+from rlhf.trainers.policy_gradient import Models, PolicyGradientTrainer, Prompts, Sizes
+
+
+def train(config: RL, place: Place) -> None:
+    """Build the stage from its configuration and run it."""
+    folder = open_folder(config, place)
+    tokenizer = tokenizer_of(config.actor.model)
+    prompts = _prompts(config.prompts, tokenizer)
+    test = None if config.test_prompts is None else _prompts(config.test_prompts, tokenizer)
+    actor = load_actor(
+        config.actor.model,
+        tokenizer,
+        generator=generator(config.seed, "weights"),
+        gradient_checkpointing=config.actor.gradient_checkpointing,
+    )
+    sampler = Sampler(
+        decoding=config.rollout.sampling,
+        end_ids=end_ids(tokenizer, actor.model.generation_config.eos_token_id),
+        pad_id=tokenizer.pad_token_id,
+    )
+    ranks = place.runtime.world_size
+    reward = load_reward(
+        config.reward,
+        engine=config.engine,
+        actor=actor,
+        tokenizer=tokenizer,
+        micro_rows=exact_div(config.micro_batch_size, ranks, "micro_batch_size", "ranks"),
+    )
+    reference = _reference(config, actor, tokenizer)
+    critic = _critic(config, actor, tokenizer)
+    plain = copy_for_sampling(actor, config.engine)
+    engine = config.engine.train(actor, config.actor.optimizer(actor), "actor")
+    trainer = PolicyGradientTrainer(
+        models=Models(
+            actor=engine,
+            critic=critic,
+            reference=reference,
+            reward=reward,
+            sampling_actor=sampling_actor(engine, plain),
+        ),
+        algorithm=config.algorithm,
+        sampler=sampler,
+        train=prompts,
+        test=test,
+        sizes=Sizes(
+            prompts=config.rollout.prompts, samples=config.rollout.samples, micro_batch=config.micro_batch_size
+        ),
+        exact_kl=config.rollout.exact_kl,
+        schedule=config.schedule,
+        total=config.rollouts,
+        seed=config.seed,
+        runtime=place.runtime,
+        export=exporter(engine, tokenizer),
+    )
+    run(trainer, folder, config.cadence, resume=config.resume)
+
+
+def _prompts(data: PromptData, tokenizer: PreTrainedTokenizerBase) -> Prompts:
+    rows = data.load(tokenizer)
+    return Prompts(rows=rows, texts=RolloutTexts(rows, tokenizer))
+
+
+def _reference(config: RL, actor: Actor, tokenizer: PreTrainedTokenizerBase) -> Inference:
+    """The frozen policy that the KL is measured to."""
+    source = config.actor.model if config.reference is None else Pretrained(path=config.reference)
+    reference = load_actor(source, tokenizer, generator=generator(config.seed, "weights"))
+    expect_same_vocabulary(actor, reference)
+    return config.engine.inference(reference, "reference")
+
+
+def _critic(config: RL, actor: Actor, tokenizer: PreTrainedTokenizerBase) -> Engine | None:
+    """The value model, started from a reward model: trunk and head (numerics D34)."""
+    if config.algorithm.value_loss is None:
+        return None
+    path, fresh_head = config.critic.path, False
+    if path is None and isinstance(config.reward, RewardModel):
+        path = config.reward.path
+    elif path is None:
+        path, fresh_head = config.actor.model.path, True
+    critic = load_scalar_model(
+        Pretrained(path=path),
+        tokenizer,
+        generator=generator(config.seed, "critic"),
+        fresh_head=fresh_head,
+        gradient_checkpointing=config.critic.gradient_checkpointing,
+    )
+    expect_same_vocabulary(actor, critic)
+    return config.engine.train(critic, config.critic.optimizer(critic), "critic")
+
+
+COMMAND = Command(schema=RL, job=train)

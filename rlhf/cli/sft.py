@@ -1,0 +1,58 @@
+"""``rlhf sft``: supervised fine-tuning, or training a small language model from scratch."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf.cli.application import Command, Place
+from rlhf.cli.pieces import exporter, open_folder, tokenizer_of
+from rlhf.config import SFT
+from rlhf.data.sources import read_rows
+from rlhf.data.tokenizers import load_tokenizer, train_bpe
+from rlhf.distributed.runtime import generator
+from rlhf.models.loading import load_actor
+from rlhf.models.sources import Pretrained
+from rlhf.trainers.loop import run
+from rlhf.trainers.supervised import SupervisedTrainer
+
+
+def train(config: SFT, place: Place) -> None:
+    """Build the stage from its configuration and run it."""
+    folder = open_folder(config, place)
+    tokenizer = _tokenizer(config)
+    data = config.data.load(tokenizer)
+    test = None if config.test_data is None else config.test_data.load(tokenizer)
+    actor = load_actor(
+        config.model,
+        tokenizer,
+        generator=generator(config.seed, "weights"),
+        gradient_checkpointing=config.gradient_checkpointing,
+    )
+    engine = config.engine.train(actor, config.optimizer(actor), "actor")
+    trainer = SupervisedTrainer(
+        engine=engine,
+        train=data,
+        test=test,
+        schedule=config.schedule,
+        batch_size=config.batch_size,
+        micro_batch_size=config.micro_batch_size,
+        total=max(int(config.epochs * len(data)) // config.batch_size, 1),
+        seed=config.seed,
+        runtime=place.runtime,
+        export=exporter(engine, tokenizer),
+    )
+    run(trainer, folder, config.cadence, resume=config.resume)
+
+
+def _tokenizer(config: SFT) -> PreTrainedTokenizerBase:
+    """The one that is named, the model's own, or one trained on the texts of the data."""
+    if config.tokenizer.path is not None:
+        return load_tokenizer(config.tokenizer.path)
+    if isinstance(config.model, Pretrained):
+        return tokenizer_of(config.model)
+    rows = read_rows(config.data.path, config.data.split, config=config.data.config)
+    texts = [value for row in rows for value in row.values.values() if isinstance(value, str)]
+    return train_bpe(texts, config.tokenizer.vocab_size)
+
+
+COMMAND = Command(schema=SFT, job=train)

@@ -1,0 +1,301 @@
+"""The schema of every command, and its registration with Hydra.
+
+A command's configuration is a dataclass of components; a YAML under ``conf/`` chooses and fills them. A
+field without a default is a component that the YAML's defaults list chooses. The docstring under a field is
+what ``--help`` shows beside it.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import textwrap
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from rlhf.algorithms import advantages, aggregation, kl, policy_losses, preferences, value_losses
+from rlhf.algorithms.policy_gradient import PolicyGradient
+from rlhf.data.sets import PreferenceData, PromptData, SupervisedData
+from rlhf.distributed.engine_config import EngineConfig, Plain, ZeRO
+from rlhf.models.sources import ModelSource, Pretrained, TinyGPT2, TinyLlama
+from rlhf.rollout.decoding import Sampling
+from rlhf.trainers import schedules
+from rlhf.trainers.loop import Cadence
+from rlhf.trainers.optimizers import AdamW
+from rlhf.trainers.schedules import Schedule
+
+T = TypeVar("T")
+
+
+@dataclass(kw_only=True, slots=True)
+class Job:
+    """What every training command has."""
+
+    name: str = "???"
+    """The run's folder is runs/NAME; a folder that holds a run already is refused."""
+    resume: bool = False
+    """Continue the run of this name from its last whole checkpoint, exactly."""
+    seed: int = 0
+    """Every random stream derives from it."""
+    engine: EngineConfig
+    """Sharding and precision."""
+    schedule: Schedule
+    """Learning rate over the run."""
+    cadence: Cadence = field(default_factory=Cadence)
+    """When to evaluate and to save."""
+    micro_batch_size: int = 32
+    """Rows of one forward and backward pass, over all ranks; changes memory, not the update."""
+    timeout_minutes: float = 30.0
+    """How long a rank waits for the others before the run ends."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that are not positive."""
+        for name in ("micro_batch_size", "timeout_minutes"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+
+@dataclass(kw_only=True, slots=True)
+class TokenizerSource:
+    """Where the tokenizer comes from."""
+
+    path: str | None = None
+    """Folder or name; null takes the model's own, or trains one when the model is built from scratch."""
+    vocab_size: int = 2048
+    """Tokens of one that is trained, on the texts of ``data``."""
+
+
+@dataclass(kw_only=True, slots=True)
+class SFT(Job):
+    """``rlhf sft``: supervised fine-tuning."""
+
+    model: ModelSource
+    """What is trained."""
+    tokenizer: TokenizerSource = field(default_factory=TokenizerSource)
+    """Its tokenizer."""
+    data: SupervisedData = field(default_factory=SupervisedData)
+    """Demonstrations."""
+    test_data: SupervisedData | None = None
+    """Held-out demonstrations; null measures none."""
+    optimizer: AdamW = field(default_factory=AdamW)
+    """How parameters move."""
+    batch_size: int = 64
+    """Rows of one optimiser step, over all ranks."""
+    epochs: float = 1.0
+    """Passes over the data."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time, the same gradient."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Reward(Job):
+    """``rlhf reward``: reward-model training."""
+
+    model: Pretrained = field(default_factory=Pretrained)
+    """The language model that it starts from, with a new scalar head; usually the supervised one."""
+    data: PreferenceData = field(default_factory=PreferenceData)
+    """Pairs of responses, the better one first."""
+    test_data: PreferenceData | None = None
+    """Held-out pairs; null measures none."""
+    loss: preferences.PairLoss
+    """Loss of a pair."""
+    optimizer: AdamW = field(default_factory=AdamW)
+    """How parameters move."""
+    batch_size: int = 64
+    """Pairs of one optimiser step, over all ranks."""
+    epochs: float = 1.0
+    """Passes over the data; more than one overfits easily."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time, the same gradient."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RewardSource:
+    """What scores a response."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RewardModel(RewardSource):
+    """A trained reward model, read at the last token."""
+
+    path: str = "???"
+    """Run folder, Hugging Face folder or name. Its tokenizer must be the actor's."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RewardFunction(RewardSource):
+    """A Python function of the texts."""
+
+    function: str = "???"
+    """package.module:name, called with prompts, responses and the prompts' other columns; one number each."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ActorConfig:
+    """The policy being trained."""
+
+    model: Pretrained = field(default_factory=Pretrained)
+    """Where it starts, usually the supervised model."""
+    optimizer: AdamW = field(default_factory=AdamW)
+    """How parameters move."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time, the same gradient."""
+
+
+@dataclass(kw_only=True, slots=True)
+class CriticConfig:
+    """The value model, trained beside the actor by an engine of its own."""
+
+    path: str | None = None
+    """Reward model that it starts from (numerics D34). Null takes the run's own, or, where the reward is a
+    function, the actor's start with a new head."""
+    optimizer: AdamW = field(default_factory=AdamW)
+    """How parameters move."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time, the same gradient."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RolloutConfig:
+    """How much is sampled at a time, and how."""
+
+    prompts: int = 128
+    """Prompts of one rollout, over all ranks."""
+    samples: int = 1
+    """Responses to each prompt."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """The distribution that responses are drawn from, and their length."""
+    exact_kl: bool = True
+    """Report the KL to the reference over the whole vocabulary beside its estimate; costs two logit tensors."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RL(Job):
+    """``rlhf rl``: online reinforcement learning."""
+
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    """The policy."""
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    """The value model; not loaded by algorithms whose value_loss is null."""
+    reference: str | None = None
+    """Model that the KL is measured to; null takes the actor's start."""
+    reward: RewardSource
+    """What scores a response."""
+    prompts: PromptData = field(default_factory=PromptData)
+    """Prompts to be answered."""
+    test_prompts: PromptData | None = None
+    """Held-out prompts; null measures none."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """Sampling."""
+    algorithm: PolicyGradient
+    """Advantage × policy loss × KL × aggregation × critic loss."""
+    rollouts: int = 100
+    """Rollouts of the run, each followed by its updates."""
+
+
+GROUPS: dict[str, dict[str, type]] = {
+    "algorithm": {"schema": PolicyGradient},
+    "algorithm/advantage": {
+        "gae": advantages.GAE,
+        "leave_one_out": advantages.LeaveOneOut,
+        "group_relative": advantages.GroupRelative,
+    },
+    "algorithm/policy_loss": {"clipped": policy_losses.Clipped, "reinforce": policy_losses.Reinforce},
+    "algorithm/kl": {
+        "none": kl.NoKL,
+        "in_reward": kl.KLInReward,
+        "in_reward_adaptive": kl.AdaptiveKLInReward,
+        "in_loss": kl.KLInLoss,
+    },
+    "algorithm/aggregation": {
+        "token_mean": aggregation.TokenMean,
+        "sequence_mean": aggregation.SequenceMean,
+        "constant_length": aggregation.ConstantLength,
+    },
+    "algorithm/value_loss": {
+        "clipped": value_losses.ClippedValueLoss,
+        "squared_error": value_losses.SquaredError,
+    },
+    "engine": {"zero": ZeRO, "plain": Plain},
+    "schedule": {"constant": schedules.Constant, "linear": schedules.Linear, "cosine": schedules.Cosine},
+    "model": {"pretrained": Pretrained, "tiny_llama": TinyLlama, "tiny_gpt2": TinyGPT2},
+    "loss": {"bradley_terry": preferences.BradleyTerry},
+    "reward": {"model": RewardModel, "function": RewardFunction},
+}
+"""Every component that a group chooses by name; ``conf/GROUP/`` adds presets of them."""
+
+
+def register(schemas: dict[str, type]) -> None:
+    """Tell Hydra every component, and each command's schema under NAME_schema."""
+    store = ConfigStore.instance()
+    for name, schema in schemas.items():
+        store.store(name=f"{name}_schema", node=schema)
+    for group, options in GROUPS.items():
+        for name, component in options.items():
+            store.store(group=group, name=name, node=component)
+
+
+def build(raw: DictConfig, schema: type[T]) -> T:
+    """The composed configuration as dataclasses, every ``__post_init__`` run.
+
+    Raises:
+        ValueError: mandatory values are missing; all of them are named at once.
+    """
+    missing = sorted(OmegaConf.missing_keys(raw))
+    if missing:
+        raise ValueError(f"these have no value yet: {', '.join(missing)}; give each as KEY=VALUE")
+    try:
+        built = OmegaConf.to_object(raw)
+    except AttributeError as error:  # a key added by +key=value that no component has
+        raise ValueError(f"unknown key {error.name}: no field of that name where it was added") from None
+    if not isinstance(built, schema):
+        raise TypeError(f"the configuration is a {type(built).__name__}, not a {schema.__name__}")
+    return built
+
+
+def documentation(component: type) -> dict[str, str]:
+    """The docstring literal under each field of a dataclass, inherited ones included."""
+    documented: dict[str, str] = {}
+    for cls in reversed(component.__mro__):
+        if is_dataclass(cls):
+            documented |= _literals(cls)
+    return {item.name: documented.get(item.name, "") for item in fields(component)}
+
+
+def _literals(cls: type) -> dict[str, str]:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    body = tree.body[0].body  # type: ignore[attr-defined]
+    return {
+        before.target.id: " ".join(after.value.value.split())
+        for before, after in zip(body, body[1:], strict=False)
+        if isinstance(before, ast.AnnAssign)
+        and isinstance(before.target, ast.Name)
+        and isinstance(after, ast.Expr)
+        and isinstance(after.value, ast.Constant)
+        and isinstance(after.value.value, str)
+    }
+
+
+def keys(raw: DictConfig) -> list[str]:
+    """Every key of a composed configuration, dotted."""
+    return _keys(OmegaConf.to_container(raw, resolve=False), "")
+
+
+def _keys(tree: Any, prefix: str) -> list[str]:
+    if not isinstance(tree, dict):
+        return []
+    return [
+        key for name, branch in tree.items() for key in (prefix + name, *_keys(branch, f"{prefix}{name}."))
+    ]
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """«; did you mean X?», or nothing when no name is near."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not close:  # the last part may be right and stand elsewhere
+        close = [key for key in known if key.split(".")[-1] == word.rsplit(".", maxsplit=1)[-1]][:1]
+    return f"; did you mean {close[0]}?" if close else ""

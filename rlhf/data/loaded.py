@@ -1,0 +1,89 @@
+"""Data sets in memory: encoded rows, from which batches are cut by index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf.batch import PreferenceBatch, PromptBatch, SequenceBatch
+from rlhf.data.collation import pad_preferences, pad_prompts, pad_sequences
+from rlhf.data.encoding import Encoded
+from rlhf.data.fitting import Report
+
+
+@dataclass(kw_only=True, slots=True)
+class SupervisedSet:
+    """Demonstrations, encoded."""
+
+    encoded: list[Encoded]
+    pad_id: int
+    report: Report
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def batch(self, index: Tensor) -> SequenceBatch:
+        """The rows that ``index`` (B,) names, right-padded."""
+        return pad_sequences([self.encoded[i] for i in index.tolist()], pad_id=self.pad_id)
+
+
+@dataclass(kw_only=True, slots=True)
+class PreferenceSet:
+    """Pairs of responses, encoded."""
+
+    chosen: list[Encoded]
+    rejected: list[Encoded]
+    margins: list[float]
+    pad_id: int
+    report: Report
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def batch(self, index: Tensor) -> PreferenceBatch:
+        """The pairs that ``index`` (B,) names, right-padded."""
+        rows = index.tolist()
+        return pad_preferences(
+            [self.chosen[i] for i in rows],
+            [self.rejected[i] for i in rows],
+            [self.margins[i] for i in rows],
+            pad_id=self.pad_id,
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class PromptSet:
+    """Prompts, encoded, with their texts and the other columns of their rows."""
+
+    prompts: list[list[int]]
+    strings: list[str]
+    others: list[dict[str, Any]]
+    pad_id: int
+    report: Report
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def batch(self, index: Tensor, *, samples: int = 1, groups: Tensor | None = None) -> PromptBatch:
+        """The prompts that ``index`` (N,) names, each ``samples`` times in succession, left-padded.
+
+        Args:
+            index: (N,) int64.
+            samples: rows of each prompt.
+            groups: (N,) int64 number of each prompt's group; 0, 1, … when not given.
+        """
+        groups = torch.arange(len(index)) if groups is None else groups
+        rows = index.repeat_interleave(samples)
+        tokens = [self.prompts[i] for i in rows.tolist()]
+        return pad_prompts(tokens, rows, groups.repeat_interleave(samples), pad_id=self.pad_id)
+
+    def texts(self, index: Tensor) -> list[str]:
+        """The prompts as the model reads them, without a begin token."""
+        return [self.strings[i] for i in index.tolist()]
+
+    def columns(self, index: Tensor) -> list[dict[str, Any]]:
+        """The other fields of the prompts' rows, as stored."""
+        return [self.others[i] for i in index.tolist()]

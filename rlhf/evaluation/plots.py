@@ -1,0 +1,74 @@
+"""Pictures of a run, drawn from its ``metrics.jsonl``, and of policies side by side."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf.evaluation.policies import Response, Summary
+
+
+def curves(metrics: Path, picture: Path, panels: Mapping[str, Sequence[str]]) -> None:
+    """One panel a title, with the named metrics over steps; held-out values (``eval/…``) as dots.
+
+    Panels none of whose metrics were logged are left out.
+    """
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    logged = {name for row in rows for name in row}
+    kept = {title: [n for n in names if n in logged] for title, names in panels.items()}
+    kept = {title: names for title, names in kept.items() if names}
+    plt = _pyplot()
+    columns = min(3, len(kept))
+    height = math.ceil(len(kept) / columns)
+    figure, axes = plt.subplots(
+        height, columns, figsize=(4.2 * columns, 2.9 * height), squeeze=False, constrained_layout=True
+    )
+    for axis in axes.flat[len(kept) :]:
+        axis.remove()
+    for axis, (title, names) in zip(axes.flat, kept.items(), strict=False):
+        for name in names:
+            points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+            axis.plot(*zip(*points, strict=True), "o" if name.startswith("eval/") else "-", markersize=4, label=name)
+        axis.set_title(title)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        if len(names) > 1:
+            axis.legend(fontsize=7)
+    _save(figure, picture)
+
+
+def comparison(picture: Path, summaries: Sequence[Summary], responses: Mapping[str, Sequence[Response]]) -> None:
+    """Left, the scores of every policy's responses; right, mean score against KL to the reference."""
+    plt = _pyplot()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), constrained_layout=True)
+    scores = [response.score for rows in responses.values() for response in rows]
+    edges = [min(scores) + (max(scores) - min(scores)) * step / 40 for step in range(41)]
+    for name, rows in responses.items():
+        left.hist([response.score for response in rows], bins=edges, alpha=0.5, density=True, label=name)
+    left.set_xlabel("reward-model score")
+    left.set_ylabel("density")
+    left.legend()
+    for one in summaries:
+        right.errorbar(one.kl, one.score, xerr=one.kl_error, yerr=one.score_error, fmt="o", capsize=3)
+        right.annotate(one.policy, (one.kl, one.score), xytext=(6, -10), textcoords="offset points")
+    right.set_xlabel("KL to the reference, nats per response (best-of-n: bound)")
+    right.set_ylabel("mean score")
+    right.grid(alpha=0.3)
+    _save(figure, picture)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, picture: Path) -> None:
+    figure.savefig(picture, dpi=110)
+    _pyplot().close(figure)

@@ -1,0 +1,127 @@
+"""What a policy's responses are worth: score, KL to the reference, an independent judge, diversity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rlhf.ops.best_of_n import best_of_n_kl_bound
+
+
+@dataclass(kw_only=True, slots=True)
+class Response:
+    """One sampled response and everything measured of it."""
+
+    prompt: str
+    text: str
+    score: float
+    """What the reward says of it."""
+    judge: float
+    """What the judge says, which nothing was trained on."""
+    kl: float
+    """Σₜ k1 to the reference, nats."""
+    exact_kl: float
+    """Σₜ of the KL over the whole vocabulary, nats."""
+    ref_logprob: float
+    """Σₜ log π_ref."""
+    tokens: int
+    """Response tokens, the end token included."""
+    ended: bool
+    """It ended by itself."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Summary:
+    """One row of the table: means over responses, standard errors where they matter."""
+
+    policy: str
+    responses: int
+    score: float
+    score_error: float
+    score_std: float
+    kl: float
+    kl_error: float | None
+    kl_exact: float | None
+    judge: float
+    judge_error: float
+    distinct_2: float
+    length: float
+    ended: float
+    perplexity: float
+
+
+def summarise(policy: str, responses: Sequence[Response]) -> Summary:
+    """Means over ``responses``; perplexity is of all their tokens under the reference.
+
+    Raises:
+        ValueError: fewer than two responses, which have no standard error.
+    """
+    if len(responses) < 2:
+        raise ValueError(f"{policy}: at least 2 responses are needed for a standard error, got {len(responses)}")
+    tokens = sum(response.tokens for response in responses)
+    return Summary(
+        policy=policy,
+        responses=len(responses),
+        score=mean([response.score for response in responses]),
+        score_error=standard_error([response.score for response in responses]),
+        score_std=std([response.score for response in responses]),
+        kl=mean([response.kl for response in responses]),
+        kl_error=standard_error([response.kl for response in responses]),
+        kl_exact=mean([response.exact_kl for response in responses]),
+        judge=mean([response.judge for response in responses]),
+        judge_error=standard_error([response.judge for response in responses]),
+        distinct_2=distinct([response.text for response in responses], 2),
+        length=tokens / len(responses),
+        ended=mean([float(response.ended) for response in responses]),
+        perplexity=math.exp(-sum(response.ref_logprob for response in responses) / tokens),
+    )
+
+
+def summarise_best(policy: str, responses: Sequence[Response], n: int) -> Summary:
+    """The same of responses that were each the best of ``n`` from the reference.
+
+    Their KL is the bound log n − (n−1)/n (numerics D54): they were not drawn token by token.
+    """
+    summary = summarise(policy, responses)
+    summary.kl, summary.kl_error, summary.kl_exact = best_of_n_kl_bound(n), None, None
+    return summary
+
+
+def best_of(responses: Sequence[Response], n: int) -> list[Response]:
+    """The highest score of each run of ``n`` consecutive responses; ties go to the first.
+
+    Raises:
+        ValueError: the responses cannot be shared out in runs of ``n``.
+    """
+    if n < 1 or len(responses) % n:
+        raise ValueError(f"{len(responses)} responses cannot be shared out in groups of {n}")
+    groups = [responses[first : first + n] for first in range(0, len(responses), n)]
+    return [max(group, key=lambda response: response.score) for group in groups]
+
+
+def distinct(texts: Sequence[str], n: int) -> float:
+    """Distinct-n (Li et al. 2016): different word n-grams of all texts over their number; nan if none."""
+    grams = [
+        tuple(words[start : start + n])
+        for words in (text.split() for text in texts)
+        for start in range(len(words) - n + 1)
+    ]
+    return len(set(grams)) / len(grams) if grams else math.nan
+
+
+def mean(values: Sequence[float]) -> float:
+    """Their mean, accumulated in float64."""
+    return float(torch.tensor(values, dtype=torch.float64).mean())
+
+
+def std(values: Sequence[float]) -> float:
+    """Their sample standard deviation."""
+    return float(torch.tensor(values, dtype=torch.float64).std())
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Standard error of their mean."""
+    return std(values) / math.sqrt(len(values))

@@ -1,0 +1,139 @@
+"""A causal language model as a policy: log-probabilities of tokens, and next-token logits for the sampler."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+
+from rlhf.batch import position_ids
+from rlhf.models.heads import LogprobHead, logit_transform
+from rlhf.ops.logprobs import TokenLogprobs
+
+
+class Actor(nn.Module):
+    """Any ``AutoModelForCausalLM``, kept whole as ``model``, its ``lm_head`` swapped for a log-prob head.
+
+    The reference is an ``Actor`` too (``rlhf.models.frozen``). Scorer and sampler run the same modules.
+    """
+
+    def __init__(self, model: Any, *, gradient_checkpointing: bool = False) -> None:
+        """Wrap a transformers model.
+
+        Args:
+            model: a causal language model of transformers; its head is replaced in place.
+            gradient_checkpointing: recompute activations in backward (in ``train()`` mode only).
+
+        Raises:
+            ValueError: the model has no linear head, or takes no explicit positions.
+        """
+        super().__init__()
+        head = model.get_output_embeddings()
+        if not isinstance(head, nn.Linear):
+            raise ValueError(f"{type(model).__name__} has no linear output head, got {type(head).__name__}")
+        expect_positions(model)
+        scale, softcap = logit_transform(model.config)
+        model.set_output_embeddings(LogprobHead(head, scale=scale, softcap=softcap))
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.model: Any = model
+
+    @property
+    def head(self) -> LogprobHead:
+        """The head, in the place where the model keeps its ``lm_head``."""
+        return self.model.get_output_embeddings()
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that the policy chooses from."""
+        return self.head.out_features
+
+    @property
+    def context(self) -> int | None:
+        """Positions that the model was made for; None where the configuration names no limit."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor,
+        first: int,
+        temperature: float = 1.0,
+        *,
+        full: bool = False,
+    ) -> TokenLogprobs | Tensor:
+        """log π(tokens[:, i] | tokens[:, :i]) for i ≥ first (numerics D9), or those positions' logits.
+
+        Args:
+            tokens: (B, L) int64; what stands on masked positions is not read (numerics D4).
+            attention_mask: (B, L) bool, padding on either side.
+            first: first column scored, in [1, L); P for rows ``[prompt | response]``.
+            temperature: positive, divides the logits in log-probs and entropies.
+            full: return the logits instead, for the exact KL. It is this forward's choice and no method's
+                because ZeRO-3 gathers weights only for what runs through the module's call.
+
+        Returns:
+            log-probs and entropies (B, L − first) float32, 0 where the mask is False; with ``full``
+            (B, L − first, V) float32 logits before the temperature, 0 where the mask is False.
+
+        Raises:
+            ValueError: ``first`` is out of range, or the temperature not positive.
+        """
+        if not 1 <= first < tokens.shape[1]:
+            raise ValueError(f"Actor: first must lie in [1, {tokens.shape[1]}), got {first}")
+        hidden = backbone(self.model, tokens, attention_mask)[
+            :, first - 1 : -1
+        ]  # the state before each token
+        real = attention_mask[:, first:]
+        if full:
+            return self.head.logits(hidden).masked_fill(~real.unsqueeze(-1), 0.0)
+        targets = tokens[:, first:].masked_fill(~real, 0)
+        logprobs, entropies = self.head(hidden, targets, temperature)
+        return TokenLogprobs(logprobs.masked_fill(~real, 0.0), entropies.masked_fill(~real, 0.0))
+
+    def logits(self, tokens: Tensor, attention_mask: Tensor, first: int) -> Tensor:
+        """(B, L − first, V) float32 logits that predict ``tokens[:, first:]``."""
+        return self(tokens, attention_mask, first, full=True)
+
+    def next_logits(
+        self, tokens: Tensor, attention_mask: Tensor, positions: Tensor, cache: Any = None
+    ) -> tuple[Tensor, Any]:
+        """Logits of the token after the last column, and the key-value cache with these columns added.
+
+        Call it in eval mode: checkpointing models keep no cache while training.
+
+        Args:
+            tokens: (B, N) int64 columns that the cache lacks, all inside the vocabulary.
+            attention_mask: (B, C + N) bool over cached and new columns.
+            positions: (B, N) int64.
+            cache: what the last call returned; None at the start of a row.
+
+        Returns:
+            (B, V) float32 logits before the temperature, and the cache.
+        """
+        output = self.model.base_model(
+            input_ids=tokens,
+            attention_mask=attention_mask.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return self.head.logits(output.last_hidden_state[:, -1]), output.past_key_values
+
+
+def backbone(model: Any, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+    """(B, L, H) hidden states after the final norm, with explicit positions (numerics D3, D4)."""
+    output = model.base_model(
+        input_ids=tokens.masked_fill(~attention_mask, 0),
+        attention_mask=attention_mask.long(),
+        position_ids=position_ids(attention_mask),
+        use_cache=False,
+    )
+    return output.last_hidden_state
+
+
+def expect_positions(model: Any) -> None:
+    """Refuse a model that cannot be told its positions: left padding would move them (numerics D3)."""
+    if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
+        raise ValueError(f"{type(model).__name__} takes no position_ids, which rows with left padding need")

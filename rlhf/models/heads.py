@@ -1,0 +1,86 @@
+"""The last layer of each wrapper: log-probs of tokens, or one number per position."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rlhf.ops.logprobs import TokenLogprobs, logprobs_and_entropies
+
+
+def in_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32; float64 stays, for exact tests."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+class LogprobHead(nn.Linear):
+    """``lm_head`` with the log-probabilities inside, in the place and under the name of the original.
+
+        z = cap·tanh(scale·(W·h + b) / cap)
+
+    Every use of the weight passes through ``forward``, so that ZeRO-3's hooks gather it.
+    """
+
+    def __init__(self, linear: nn.Linear, *, scale: float = 1.0, softcap: float | None = None) -> None:
+        """Take over the parameters of ``linear``, the very same objects: a tied embedding stays tied."""
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.scale, self.softcap = scale, softcap
+
+    def forward(  # type: ignore[override]
+        self, hidden: Tensor, targets: Tensor | None = None, temperature: float = 1.0
+    ) -> TokenLogprobs | Tensor:
+        """Log-probs and entropies of ``targets``; without targets W·h + b, as the model's own code expects.
+
+        Args:
+            hidden: (…, H).
+            targets: (…) int64.
+            temperature: positive, divides the logits.
+
+        Returns:
+            (…) and (…) float32; (…, V) in the model's dtype without targets.
+        """
+        projected = F.linear(hidden, self.weight, self.bias)
+        if targets is None:
+            return projected
+        return logprobs_and_entropies(self._bend(projected), targets, temperature)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(…, H) → (…, V) float32 logits before the temperature, as the model defines them."""
+        return self._bend(self(hidden))
+
+    def _bend(self, projected: Tensor) -> Tensor:
+        z = in_float32(projected)
+        if self.scale != 1.0:
+            z = z * self.scale
+        return z if self.softcap is None else torch.tanh(z / self.softcap) * self.softcap
+
+
+def logit_transform(config: Any) -> tuple[float, float | None]:
+    """Scale and softcap that a model's configuration applies after ``lm_head`` (Cohere, Granite, Gemma 2)."""
+    scale = getattr(config, "logit_scale", None)
+    divisor = getattr(config, "logits_scaling", None)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return (1.0 if scale is None else scale) / (1.0 if divisor is None else divisor), softcap
+
+
+class ScalarHead(nn.Linear):
+    """One number per position, w·h, in float32 arithmetic and without a bias (numerics D20)."""
+
+    def __init__(self, hidden: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+        super().__init__(hidden, 1, bias=False, dtype=dtype, device="meta")
+        self.weight = nn.Parameter(torch.zeros(1, hidden, dtype=dtype, device=device))
+
+    @torch.no_grad()
+    def draw(self, generator: torch.Generator) -> None:
+        """w ~ N(0, std = 1/sqrt(H + 1)): outputs of order one for features of order one."""
+        weight = torch.randn(1, self.in_features, generator=generator, device=generator.device)
+        self.weight.copy_(weight / math.sqrt(self.in_features + 1))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(…, H) → (…) float32."""
+        return F.linear(in_float32(hidden), in_float32(self.weight)).squeeze(-1)

@@ -1,0 +1,161 @@
+"""From a source to a wrapper that is checked: dropout zero, tokenizer fits, numbers are the model's own."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+
+from rlhf.models.actor import Actor
+from rlhf.models.dropout import dropout_left, zero_dropout
+from rlhf.models.pretrained import Pretrained
+from rlhf.models.scalar import ScalarModel
+from rlhf.models.sources import ModelSource
+
+TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest accepted difference of logits, relative to the largest logit."""
+
+
+def load_actor(
+    source: ModelSource,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    dtype: torch.dtype = torch.float32,
+    generator: torch.Generator,
+    gradient_checkpointing: bool = False,
+) -> Actor:
+    """A policy (or, with ``frozen``, a reference) on the CPU.
+
+    Args:
+        source: where the model comes from.
+        tokenizer: gives new models their vocabulary and all models their end and pad ids.
+        dtype: of the weights.
+        generator: random weights depend on it alone.
+        gradient_checkpointing: recompute activations in backward.
+
+    Raises:
+        FileNotFoundError: the source does not exist.
+        ValueError: the source is damaged or no language model, does not fit the tokenizer, or computes
+            its logits in a way that the wrapper does not know.
+    """
+    model = source.causal_lm(tokenizer, dtype, generator)
+    _prepare(model, tokenizer, source.name)
+    actor = Actor(model, gradient_checkpointing=gradient_checkpointing)
+    expect_own_logits(actor, source.name)
+    return actor
+
+
+def load_scalar_model(
+    source: ModelSource,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    dtype: torch.dtype = torch.float32,
+    generator: torch.Generator,
+    fresh_head: bool,
+    gradient_checkpointing: bool = False,
+) -> ScalarModel:
+    """A reward model or critic on the CPU.
+
+    Args:
+        source: a language model with ``fresh_head``, a reward model without.
+        tokenizer: as for :func:`load_actor`.
+        dtype: of the weights.
+        generator: random weights depend on it alone.
+        fresh_head: put a random head (numerics D20) on the language model; else the head must be there.
+        gradient_checkpointing: recompute activations in backward.
+
+    Raises:
+        FileNotFoundError: the source does not exist.
+        ValueError: the source is damaged, is not of the kind needed, or does not fit the tokenizer.
+    """
+    if fresh_head:
+        model = _classifier_over(source.causal_lm(tokenizer, dtype, generator), source.name)
+    elif isinstance(source, Pretrained):
+        model = source.classifier(tokenizer, dtype)
+    else:
+        raise ValueError(f"{source.name} is no reward model: its weights are random; name a trained one")
+    _prepare(model, tokenizer, source.name)
+    scalar = ScalarModel(model, gradient_checkpointing=gradient_checkpointing)
+    if fresh_head:
+        scalar.head.draw(generator)
+    return scalar
+
+
+def expect_same_vocabulary(first: Actor | ScalarModel, second: Actor | ScalarModel) -> None:
+    """Refuse two models whose log-probs or scores could not be of the same tokens.
+
+    Raises:
+        ValueError: they have different numbers of tokens; names both.
+    """
+    if first.vocabulary != second.vocabulary:
+        names = [model.model.config.name_or_path or type(model.model).__name__ for model in (first, second)]
+        raise ValueError(
+            f"vocabulary mismatch: {names[0]} has {first.vocabulary} tokens, "
+            f"{names[1]} has {second.vocabulary}"
+        )
+
+
+@torch.no_grad()
+def expect_own_logits(actor: Actor, name: str) -> None:
+    """Compare the wrapper's logits with the transformers model's own, on a row with left padding too.
+
+    Raises:
+        ValueError: they differ, so the wrapper lacks something that the model does to its logits.
+    """
+    tokens = torch.arange(6).reshape(1, 6) % actor.vocabulary
+    real = torch.ones_like(tokens, dtype=torch.bool)
+    own = actor.model(input_ids=tokens, attention_mask=real.long()).logits[:, :-1].to(torch.float64)
+    padded, padding = torch.cat([tokens[:, :2], tokens], 1), torch.zeros_like(real[:, :2])
+    plain = actor.logits(tokens, real, 1)
+    shifted = actor.logits(padded, torch.cat([padding, real], 1), 3)
+    tolerance = TOLERANCES[actor.head.weight.dtype] * max(float(own.abs().max()), 1e-30)
+    for logits, what in ((plain, "logits"), (shifted, "logits with left padding")):
+        gap = float((logits.to(torch.float64) - own).abs().max())
+        if not gap <= tolerance:
+            kind = type(actor.model).__name__
+            raise ValueError(f"{name}: {kind} is not supported, our {what} differ from its own by {gap:.2g}")
+
+
+def _classifier_over(causal: Any, name: str) -> Any:
+    """A one-label classifier of transformers around the backbone of a causal language model."""
+    config = copy.deepcopy(causal.config)
+    config.num_labels = 1
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            classifier = AutoModelForSequenceClassification.from_config(config)
+    except ValueError:
+        raise ValueError(f"{name}: transformers has no classifier over {type(causal).__name__}") from None
+    if type(classifier.base_model) is not type(causal.base_model):
+        raise ValueError(
+            f"{name}: {type(classifier).__name__} has another backbone than {type(causal).__name__}"
+        )
+    setattr(classifier, classifier.base_model_prefix, causal.base_model)
+    embedding: Tensor = causal.get_input_embeddings().weight
+    score = torch.nn.Linear(classifier.score.in_features, 1, bias=False, device="meta")
+    score.weight = torch.nn.Parameter(
+        torch.zeros_like(score.weight, device=embedding.device, dtype=embedding.dtype)
+    )
+    classifier.score = score
+    return classifier
+
+
+def _prepare(model: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Dropout zero, vocabulary checked, end and pad ids recorded where the folder is saved from."""
+    zero_dropout(model)
+    left = dropout_left(model)
+    assert not left, left
+    rows = model.get_input_embeddings().num_embeddings
+    needed = max(set(tokenizer.get_vocab().values()) - {tokenizer.pad_token_id}) + 1
+    if needed > rows:
+        raise ValueError(
+            f"the tokenizer does not fit {name}: it has {needed} tokens, the model embeds {rows}"
+        )
+    pad = tokenizer.pad_token_id
+    model.config.pad_token_id = (
+        pad if pad is not None and pad < rows else None
+    )  # transformers embeds PAD, we do not
+    if model.config.eos_token_id is None:
+        model.config.eos_token_id = tokenizer.eos_token_id

@@ -1,0 +1,73 @@
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from rlhf.distributed import collectives, runtime
+
+PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR")
+
+
+@pytest.fixture
+def no_launcher() -> Iterator[None]:
+    before = {name: os.environ.pop(name, None) for name in PLACE}
+    yield
+    runtime.stop()
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
+@pytest.mark.usefixtures("no_launcher")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is a GPU there")
+def test_without_a_launcher_one_process_runs_alone() -> None:
+    expected = runtime.Runtime(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+    assert runtime.start() == expected
+    assert dist.get_backend() == "gloo"
+    assert runtime.start() == expected  # again, while started
+    assert collectives.all_sum(torch.tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
+
+
+@pytest.mark.usefixtures("no_launcher")
+def test_jobs_start_and_stop_one_after_another() -> None:
+    for _ in range(3):
+        runtime.start()
+        collectives.barrier()
+        runtime.stop()
+        assert not dist.is_initialized()
+    runtime.stop()
+
+
+@pytest.mark.usefixtures("no_launcher")
+def test_a_launcher_that_forgets_a_variable_is_refused() -> None:
+    os.environ.update(RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="localhost")
+    with pytest.raises(ValueError, match=r"the launcher must set .*; missing: MASTER_PORT$"):
+        runtime.start()
+    assert not dist.is_initialized()
+
+
+def test_named_streams_are_stable() -> None:
+    # printf '[0, "sampling", 1]' | sha256sum, its first 16 digits, less the last bit
+    assert runtime.generator(0, "sampling", 1).initial_seed() == 0x1C573ED1FBF7E648 >> 1
+    draws = torch.randint(1000, (3,), generator=runtime.generator(0, "sampling", 1))
+    assert draws.tolist() == [475, 412, 119]
+
+
+def test_named_streams_differ_by_seed_name_and_type() -> None:
+    names = [(0,), (1,), (0, "a"), (0, "b"), (0, "a", 1), (0, "a", "1"), (0, "a1"), (0, "a", "b"), (0, "ab")]
+    seeds = {runtime.generator(*name).initial_seed() for name in names}
+    assert len(seeds) == len(names)
+
+
+def test_named_streams_are_uncorrelated() -> None:
+    first, second = (torch.randn(20_000, generator=runtime.generator(0, "sampling", rank)) for rank in (0, 1))
+    assert abs(float((first * second).mean())) < 0.03  # four standard errors, 1 / sqrt(20000) each
+
+
+def test_named_streams_leave_the_global_one_alone() -> None:
+    before = torch.get_rng_state()
+    torch.rand(5, generator=runtime.generator(0, "sampling"))
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,85 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck
+
+from rlhf.ops.preference_losses import bradley_terry, centring
+
+
+def row(*x: float) -> Tensor:
+    return torch.tensor(x, dtype=torch.float64)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def gradient(gap: float, label: float = 1.0, margin: float = 0.0) -> float:
+    chosen = row(gap).requires_grad_()
+    bradley_terry(chosen, row(0.0), row(margin), label).sum().backward()
+    assert chosen.grad is not None
+    return chosen.grad.item()
+
+
+def test_loss_of_equal_scores_is_log_two() -> None:
+    assert bradley_terry(row(3.0), row(3.0), row(0.0)).item() == pytest.approx(math.log(2), abs=1e-15)
+
+
+@pytest.mark.parametrize("gap", [-3.0, -0.5, 0.0, 0.5, 3.0])
+def test_gradient_is_the_probability_of_being_wrong(gap: float) -> None:
+    assert gradient(gap) == pytest.approx(sigmoid(gap) - 1, abs=1e-12)
+
+
+@pytest.mark.parametrize("gap", [-3.0, -0.5, 0.0, 0.5, 3.0])
+def test_gradient_of_a_tie_is_antisymmetric(gap: float) -> None:
+    assert gradient(gap, label=0.5) == pytest.approx(sigmoid(gap) - 0.5, abs=1e-12)
+    assert gradient(-gap, label=0.5) == pytest.approx(-gradient(gap, label=0.5), abs=1e-12)
+
+
+def test_label_zero_is_the_reversed_pair() -> None:
+    chosen, rejected = row(0.3, -2.0), row(1.0, 0.5)
+    reversed_pair = bradley_terry(rejected, chosen, row(0.0, 0.0))
+    torch.testing.assert_close(bradley_terry(chosen, rejected, row(0.0, 0.0), row(0.0, 0.0)), reversed_pair)
+
+
+def test_labels_may_differ_by_pair() -> None:
+    found = bradley_terry(row(1.0, 1.0), row(0.0, 0.0), row(0.0, 0.0), row(1.0, 0.5))
+    won, lost = math.log1p(math.exp(-1)), math.log1p(math.exp(1))
+    torch.testing.assert_close(found, row(won, (won + lost) / 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_loss_is_finite_and_linear_at_large_gaps(dtype: torch.dtype) -> None:
+    chosen = torch.tensor([1e4, -1e4], dtype=dtype, requires_grad=True)
+    found = bradley_terry(chosen, torch.zeros(2, dtype=dtype), torch.zeros(2, dtype=dtype))
+    found.sum().backward()
+    assert found.tolist() == [0.0, 1e4]
+    assert chosen.grad.tolist() == [0.0, -1.0]
+
+
+def test_margin_shifts_the_loss_by_exactly_itself() -> None:
+    shifted = bradley_terry(row(2.0), row(0.5), row(0.75))
+    torch.testing.assert_close(shifted, bradley_terry(row(1.25), row(0.5), row(0.0)))
+    assert gradient(1.0, margin=1.0) == pytest.approx(-0.5)
+
+
+def test_centring_is_the_squared_sum_of_a_pair() -> None:
+    assert centring(row(2.0, -1.0), row(1.0, 1.0)).tolist() == [9.0, 0.0]
+
+
+def test_preference_losses_are_differentiable() -> None:
+    chosen, rejected = row(0.3, -1.0, 30.0).requires_grad_(), row(0.5, 1.0, -2.0).requires_grad_()
+    assert gradcheck(lambda a, b: bradley_terry(a, b, row(0.1, 0.0, 0.2), 0.5), (chosen, rejected))
+    assert gradcheck(centring, (chosen, rejected))
+
+
+def test_ties_alone_drive_the_gap_to_zero() -> None:
+    gap = row(2.0).requires_grad_()
+    optimizer = torch.optim.SGD([gap], lr=2.0)
+    for _ in range(200):
+        optimizer.zero_grad()
+        bradley_terry(gap, row(0.0), row(0.0), 0.5).sum().backward()
+        optimizer.step()
+    assert abs(gap.item()) < 1e-6
