@@ -12,6 +12,7 @@ import difflib
 import inspect
 import textwrap
 from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
@@ -22,7 +23,7 @@ from rlhf.algorithms.policy_gradient import PolicyGradient
 from rlhf.data.sets import PreferenceData, PromptData, SupervisedData
 from rlhf.distributed.engine_config import EngineConfig, Plain, ZeRO
 from rlhf.models.sources import ModelSource, Pretrained, TinyGPT2, TinyLlama
-from rlhf.rollout.decoding import Sampling
+from rlhf.rollout.decoding import Decoding, Greedy, Sampling
 from rlhf.trainers import schedules
 from rlhf.trainers.loop import Cadence
 from rlhf.trainers.optimizers import AdamW
@@ -79,8 +80,8 @@ class SFT(Job):
     """Its tokenizer."""
     data: SupervisedData = field(default_factory=SupervisedData)
     """Demonstrations."""
-    test_data: SupervisedData | None = None
-    """Held-out demonstrations; null measures none."""
+    test_data: SupervisedData = field(default_factory=lambda: SupervisedData(path=None))
+    """Held-out demonstrations; path=null measures none."""
     optimizer: AdamW = field(default_factory=AdamW)
     """How parameters move."""
     batch_size: int = 64
@@ -99,8 +100,8 @@ class Reward(Job):
     """The language model that it starts from, with a new scalar head; usually the supervised one."""
     data: PreferenceData = field(default_factory=PreferenceData)
     """Pairs of responses, the better one first."""
-    test_data: PreferenceData | None = None
-    """Held-out pairs; null measures none."""
+    test_data: PreferenceData = field(default_factory=lambda: PreferenceData(path=None))
+    """Held-out pairs; path=null measures none."""
     loss: preferences.PairLoss
     """Loss of a pair."""
     optimizer: AdamW = field(default_factory=AdamW)
@@ -132,6 +133,11 @@ class RewardFunction(RewardSource):
 
     function: str = "???"
     """package.module:name, called with prompts, responses and the prompts' other columns; one number each."""
+
+
+@dataclass(kw_only=True, slots=True)
+class NoReward(RewardSource):
+    """Nothing is scored."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -170,7 +176,7 @@ class RolloutConfig:
     sampling: Sampling = field(default_factory=Sampling)
     """The distribution that responses are drawn from, and their length."""
     exact_kl: bool = True
-    """Report the KL to the reference over the whole vocabulary beside its estimate; costs two logit tensors."""
+    """Report the KL over the whole vocabulary beside its estimate; costs two logit tensors."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -187,14 +193,74 @@ class RL(Job):
     """What scores a response."""
     prompts: PromptData = field(default_factory=PromptData)
     """Prompts to be answered."""
-    test_prompts: PromptData | None = None
-    """Held-out prompts; null measures none."""
+    test_prompts: PromptData = field(default_factory=lambda: PromptData(path=None))
+    """Held-out prompts; path=null measures none."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     """Sampling."""
     algorithm: PolicyGradient
     """Advantage × policy loss × KL × aggregation × critic loss."""
     rollouts: int = 100
     """Rollouts of the run, each followed by its updates."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Offline:
+    """What the commands that train nothing share."""
+
+    name: str = "???"
+    """Results go to runs/NAME; a folder with results in it is refused."""
+    seed: int = 0
+    """Every random stream derives from it."""
+    reward: RewardSource
+    """What scores a response."""
+    micro_batch_size: int = 64
+    """Rows of one forward pass."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Generate(Offline):
+    """``rlhf generate``: sample responses to a file of prompts."""
+
+    model: Pretrained = field(default_factory=Pretrained)
+    """The policy."""
+    prompts: PromptData = field(default_factory=PromptData)
+    """Prompts to be answered."""
+    samples: int = 1
+    """Responses to each prompt; with best_of they are the survivors."""
+    best_of: int = 1
+    """Draw this many for each that is kept, the one with the highest score; 1 keeps all, without a reward."""
+    decoding: Decoding
+    """How tokens are chosen."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Score(Offline):
+    """``rlhf score``: score a file of responses."""
+
+    tokenizer: str | None = None
+    """Folder or name; null takes the reward model's own."""
+    data: SupervisedData = field(default_factory=SupervisedData)
+    """Rows with a prompt and a response."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Evaluate(Offline):
+    """``rlhf evaluate``: policies side by side, and a reward model against human labels."""
+
+    reference: Pretrained = field(default_factory=Pretrained)
+    """Policy that the KL is measured to and that perplexity is taken under; first row of the table."""
+    policies: dict[str, str] = field(default_factory=dict)
+    """Further rows: a label and a run folder or model each."""
+    best_of: list[int] = field(default_factory=list)
+    """Further rows: the best of this many responses of the reference, by the reward."""
+    judge: str | None = None
+    """package.module:name of a function that nothing was trained on, for a second opinion; null for none."""
+    prompts: PromptData = field(default_factory=PromptData)
+    """Prompts that nobody was trained on."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """The distribution that responses are drawn from."""
+    pairs: PreferenceData = field(default_factory=lambda: PreferenceData(path=None))
+    """Human-labelled pairs that the reward and the judge are checked against; path=null for none."""
 
 
 GROUPS: dict[str, dict[str, type]] = {
@@ -224,7 +290,8 @@ GROUPS: dict[str, dict[str, type]] = {
     "schedule": {"constant": schedules.Constant, "linear": schedules.Linear, "cosine": schedules.Cosine},
     "model": {"pretrained": Pretrained, "tiny_llama": TinyLlama, "tiny_gpt2": TinyGPT2},
     "loss": {"bradley_terry": preferences.BradleyTerry},
-    "reward": {"model": RewardModel, "function": RewardFunction},
+    "reward": {"model": RewardModel, "function": RewardFunction, "none": NoReward},
+    "decoding": {"sampling": Sampling, "greedy": Greedy},
 }
 """Every component that a group chooses by name; ``conf/GROUP/`` adds presets of them."""
 
@@ -271,7 +338,7 @@ def _literals(cls: type) -> dict[str, str]:
     body = tree.body[0].body  # type: ignore[attr-defined]
     return {
         before.target.id: " ".join(after.value.value.split())
-        for before, after in zip(body, body[1:], strict=False)
+        for before, after in pairwise(body)
         if isinstance(before, ast.AnnAssign)
         and isinstance(before.target, ast.Name)
         and isinstance(after, ast.Expr)

@@ -28,8 +28,8 @@ class RunFolder:
         found = [name for name in SIGNS_OF_A_RUN if (self.path / name).exists()]
         if found and not resume:
             raise ValueError(
-                f"{self.path} already holds a run ({', '.join(found)}): choose another name=…, or continue it "
-                "with resume=true; nothing was overwritten"
+                f"{self.path} already holds a run ({', '.join(found)}): choose another name=…, or continue "
+                "it with resume=true; nothing was overwritten"
             )
         if resume and not self.checkpoints.is_dir():
             raise ValueError(f"resume=true, but {self.path} holds no checkpoints to continue from")

@@ -113,7 +113,8 @@ def explained(name: str, error: BaseException) -> str:
     if match := re.search(r"Could not find '([^']+)' Available options in '([^']+)': (.*)", text):
         group, _, option = match[1].rpartition("/")
         options = match[3].partition("Config search path")[0].split()
-        return f"{group} has no option {option!r}{config.nearest(option, options)}; there are {', '.join(options)}"
+        listed = ", ".join(options)
+        return f"{group} has no option {option!r}{config.nearest(option, options)}; there are {listed}"
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
         cause = str(error.__cause__).strip().partition("\n")[0]  # the lines after it repeat the key
         return f"{text}: {cause}"

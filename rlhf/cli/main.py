@@ -1,4 +1,4 @@
-"""``rlhf COMMAND key=value …``: find the command, run it, and say in one line what is wrong with the input."""
+"""``rlhf COMMAND key=value …``: find the command and run it."""
 
 from __future__ import annotations
 

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.cli.application import Place
 from rlhf.config import Job, RewardFunction, RewardModel, RewardSource
-from rlhf.data.tokenizers import load_tokenizer
+from rlhf.data.tokenizers import end_ids, load_tokenizer
 from rlhf.distributed.collectives import is_main, on_main
 from rlhf.distributed.engine import Engine
 from rlhf.distributed.engine_config import EngineConfig
 from rlhf.distributed.gathering import is_sharded, refresh
-from rlhf.distributed.runtime import generator
 from rlhf.models.actor import Actor
 from rlhf.models.loading import expect_same_vocabulary, load_scalar_model
-from rlhf.models.saving import save_model
 from rlhf.models.sources import Pretrained
+from rlhf.models.saving import save_model
 from rlhf.rewards.reward import FunctionReward, ModelReward, Reward, import_function
+from rlhf.rollout.decoding import Decoding
+from rlhf.rollout.sampler import Sampler
 from rlhf.run_folder import RunFolder
+from rlhf.seeding import generator
 
 
 def open_folder(config: Job, place: Place) -> RunFolder:
@@ -47,7 +49,7 @@ def exporter(engine: Engine, tokenizer: PreTrainedTokenizerBase) -> Callable[[Pa
 
 
 def sampling_actor(engine: Engine, plain: Actor) -> Callable[[], Actor]:
-    """The engine's present weights in a plain module: its own, or ``plain`` refreshed where they are split."""
+    """The engine's present weights in a plain module: its own, or ``plain`` refreshed where split."""
 
     def current() -> Actor:
         if not is_sharded(engine.module):
@@ -63,7 +65,7 @@ def load_reward(
     source: RewardSource,
     *,
     engine: EngineConfig,
-    actor: Actor,
+    actor: Actor | None,
     tokenizer: PreTrainedTokenizerBase,
     micro_rows: int,
 ) -> Reward:
@@ -74,11 +76,13 @@ def load_reward(
     """
     if isinstance(source, RewardFunction):
         return FunctionReward(function=import_function(source.function), name=source.function)
-    assert isinstance(source, RewardModel)
+    if not isinstance(source, RewardModel):
+        raise ValueError("this command needs a reward: reward=model reward.path=…, or reward=function")
     model = load_scalar_model(
         Pretrained(path=source.path), tokenizer, generator=generator(0, "unused"), fresh_head=False
     )
-    expect_same_vocabulary(actor, model)
+    if actor is not None:
+        expect_same_vocabulary(actor, model)
     return ModelReward(model=engine.inference(model, "reward model"), micro_rows=micro_rows)
 
 
@@ -86,3 +90,38 @@ def copy_for_sampling(actor: Actor, engine: EngineConfig) -> Actor:
     """A plain copy where the engine will split the actor's parameters, else the actor itself."""
     return copy.deepcopy(actor) if engine.splits_parameters else actor
 
+
+def sampler_for(actor: Actor, tokenizer: PreTrainedTokenizerBase, decoding: Decoding) -> Sampler:
+    """A sampler that stops at every end token of tokenizer and model."""
+    ends = end_ids(tokenizer, actor.model.generation_config.eos_token_id)
+    return Sampler(decoding=decoding, end_ids=ends, pad_id=int(tokenizer.pad_token_id))
+
+
+def claim_results(place: Place, files: Sequence[str]) -> None:
+    """Take the folder for the results of a command that trains nothing.
+
+    Raises:
+        ValueError: one of ``files`` is there already.
+    """
+
+    def claim() -> None:
+        found = [name for name in files if (place.folder / name).exists()]
+        if found:
+            listed = ", ".join(found)
+            raise ValueError(
+                f"{place.folder} already holds {listed}: choose another name=…; nothing was overwritten"
+            )
+        place.folder.mkdir(parents=True, exist_ok=True)
+        (place.folder / "config.yaml").write_text(place.resolved, encoding="utf-8")
+
+    on_main(claim)
+
+
+def single_process(place: Place, command: str) -> None:
+    """Refuse several ranks where they would write the same file.
+
+    Raises:
+        ValueError: there are several.
+    """
+    if place.runtime.world_size > 1:
+        raise ValueError(f"{command} runs as one process, not as {place.runtime.world_size} ranks")

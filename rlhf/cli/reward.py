@@ -5,8 +5,8 @@ from __future__ import annotations
 from rlhf.cli.application import Command, Place
 from rlhf.cli.pieces import exporter, open_folder, tokenizer_of
 from rlhf.config import Reward
-from rlhf.distributed.runtime import generator
 from rlhf.models.loading import load_scalar_model
+from rlhf.seeding import generator
 from rlhf.trainers.loop import run
 from rlhf.trainers.reward_model import RewardModelTrainer
 
@@ -16,7 +16,7 @@ def train(config: Reward, place: Place) -> None:
     folder = open_folder(config, place)
     tokenizer = tokenizer_of(config.model)
     data = config.data.load(tokenizer)
-    test = None if config.test_data is None else config.test_data.load(tokenizer)
+    test = None if config.test_data.path is None else config.test_data.load(tokenizer)
     model = load_scalar_model(
         config.model,
         tokenizer,

@@ -10,20 +10,19 @@ from rlhf.cli.pieces import (
     exporter,
     load_reward,
     open_folder,
+    sampler_for,
     sampling_actor,
     tokenizer_of,
 )
 from rlhf.config import RL, RewardModel
 from rlhf.data.sets import PromptData
-from rlhf.data.tokenizers import end_ids
 from rlhf.distributed.engine import Engine
 from rlhf.distributed.engine_config import Inference
-from rlhf.distributed.runtime import generator
 from rlhf.models.actor import Actor
 from rlhf.models.loading import expect_same_vocabulary, load_actor, load_scalar_model
 from rlhf.models.sources import Pretrained
-from rlhf.rollout.sampler import Sampler
 from rlhf.rollout.texts import RolloutTexts
+from rlhf.seeding import generator
 from rlhf.trainers.loop import run
 from rlhf.trainers.micro_batches import exact_div
 from rlhf.trainers.policy_gradient import Models, PolicyGradientTrainer, Prompts, Sizes
@@ -34,18 +33,14 @@ def train(config: RL, place: Place) -> None:
     folder = open_folder(config, place)
     tokenizer = tokenizer_of(config.actor.model)
     prompts = _prompts(config.prompts, tokenizer)
-    test = None if config.test_prompts is None else _prompts(config.test_prompts, tokenizer)
+    test = None if config.test_prompts.path is None else _prompts(config.test_prompts, tokenizer)
     actor = load_actor(
         config.actor.model,
         tokenizer,
         generator=generator(config.seed, "weights"),
         gradient_checkpointing=config.actor.gradient_checkpointing,
     )
-    sampler = Sampler(
-        decoding=config.rollout.sampling,
-        end_ids=end_ids(tokenizer, actor.model.generation_config.eos_token_id),
-        pad_id=tokenizer.pad_token_id,
-    )
+    sampler = sampler_for(actor, tokenizer, config.rollout.sampling)
     ranks = place.runtime.world_size
     reward = load_reward(
         config.reward,
@@ -71,7 +66,9 @@ def train(config: RL, place: Place) -> None:
         train=prompts,
         test=test,
         sizes=Sizes(
-            prompts=config.rollout.prompts, samples=config.rollout.samples, micro_batch=config.micro_batch_size
+            prompts=config.rollout.prompts,
+            samples=config.rollout.samples,
+            micro_batch=config.micro_batch_size,
         ),
         exact_kl=config.rollout.exact_kl,
         schedule=config.schedule,

@@ -9,9 +9,9 @@ from rlhf.cli.pieces import exporter, open_folder, tokenizer_of
 from rlhf.config import SFT
 from rlhf.data.sources import read_rows
 from rlhf.data.tokenizers import load_tokenizer, train_bpe
-from rlhf.distributed.runtime import generator
 from rlhf.models.loading import load_actor
 from rlhf.models.sources import Pretrained
+from rlhf.seeding import generator
 from rlhf.trainers.loop import run
 from rlhf.trainers.supervised import SupervisedTrainer
 
@@ -21,7 +21,7 @@ def train(config: SFT, place: Place) -> None:
     folder = open_folder(config, place)
     tokenizer = _tokenizer(config)
     data = config.data.load(tokenizer)
-    test = None if config.test_data is None else config.test_data.load(tokenizer)
+    test = None if config.test_data.path is None else config.test_data.load(tokenizer)
     actor = load_actor(
         config.model,
         tokenizer,
@@ -50,6 +50,7 @@ def _tokenizer(config: SFT) -> PreTrainedTokenizerBase:
         return load_tokenizer(config.tokenizer.path)
     if isinstance(config.model, Pretrained):
         return tokenizer_of(config.model)
+    assert config.data.path is not None, "checked when the data was loaded"
     rows = read_rows(config.data.path, config.data.split, config=config.data.config)
     texts = [value for row in rows for value in row.values.values() if isinstance(value, str)]
     return train_bpe(texts, config.tokenizer.vocab_size)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.rows import Message
-from rlhf.data.tokenizers import token_ids
+from rlhf.data.tokenizers import tokenized
 
 
 def render(turns: list[Message], tokenizer: PreTrainedTokenizerBase, where: str, *, header: bool) -> str:
@@ -98,7 +98,7 @@ class _Rendered:
         """First token of turn ``number``, and one past its end token, or past its text without one."""
         prompt = self._prefix(number, header=True)
         first = bisect_left(self.starts, len(prompt))
-        if self.tokens[:first] != token_ids(self.tokenizer, prompt):
+        if [self.tokens[:first]] != tokenized([prompt], self.tokenizer):
             raise ValueError(
                 f"{self.where}: message {number} is joined with the text before it into one token; "
                 f"the same prompt alone would have other tokens"

@@ -10,6 +10,7 @@ Chat rows: see ``chat.py``. Special tokens are the template's affair there, the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.chat import encode_conversation, render
 from rlhf.data.rows import Message, PromptRow, SupervisedRow
-from rlhf.data.tokenizers import begin_ids, token_ids
+from rlhf.data.tokenizers import begin_ids, tokenized
 
 
 class Targets(Enum):
@@ -44,55 +45,69 @@ def prompt_text(row: PromptRow, tokenizer: PreTrainedTokenizerBase) -> str:
     return render(row.prompt, tokenizer, row.where, header=True)
 
 
-def encode_prompt(row: PromptRow, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The prompt's tokens, the begin token included.
+def encode_prompts(rows: Sequence[PromptRow], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Each prompt's tokens, the begin token included.
 
     Raises:
-        ValueError: the prompt has no token, or it is chat and the tokenizer has no usable chat template.
+        ValueError: a prompt has no token, or it is chat and the tokenizer has no usable chat template.
     """
-    text = prompt_text(row, tokenizer)
-    tokens = _begun(text, tokenizer) if isinstance(row.prompt, str) else token_ids(tokenizer, text)
-    if not tokens:
-        raise ValueError(f"{row.where}: the prompt is empty and the tokenizer writes no begin token")
-    return tokens
+    begin = begin_ids(tokenizer)
+    encoded = []
+    for row, tokens in zip(
+        rows, tokenized([prompt_text(row, tokenizer) for row in rows], tokenizer), strict=True
+    ):
+        encoded.append(_begun(tokens, begin) if isinstance(row.prompt, str) else tokens)
+        if not encoded[-1]:
+            raise ValueError(f"{row.where}: the prompt is empty and the tokenizer writes no begin token")
+    return encoded
 
 
-def encode_supervised(row: SupervisedRow, tokenizer: PreTrainedTokenizerBase, *, targets: Targets) -> Encoded:
-    """Prompt, response and one end token.
+def encode_supervised(
+    rows: Sequence[SupervisedRow], tokenizer: PreTrainedTokenizerBase, *, targets: Targets
+) -> list[Encoded]:
+    """Of each row prompt, response and one end token.
 
     Raises:
-        ValueError: no end token exists, the response is empty after the template, or the template cannot
-            be followed exactly.
+        ValueError: no end token exists, a response is empty after the template, or the template cannot be
+            followed exactly.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no end token (eos_token)")
-    if isinstance(row.prompt, str):
-        tokens, marks = _flat(row, row.prompt, tokenizer)
-    else:
-        turns = [*row.prompt, {"role": "assistant", "content": row.response}]
-        tokens, marks = encode_conversation(turns, _trained(turns, targets), tokenizer, row.where)
-    if targets is Targets.all:
-        marks = [True] * len(tokens)
-    return Encoded(tokens=tokens, targets=[False, *marks[1:]])
+    flat = iter(_flat([row for row in rows if isinstance(row.prompt, str)], tokenizer))
+    encoded = []
+    for row in rows:
+        tokens, marks = (
+            next(flat) if isinstance(row.prompt, str) else _chat(row, row.prompt, tokenizer, targets)
+        )
+        if targets is Targets.all:
+            marks = [True] * len(tokens)
+        encoded.append(Encoded(tokens=tokens, targets=[False, *marks[1:]]))
+    return encoded
 
 
-def _begun(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    tokens, begin = token_ids(tokenizer, text), begin_ids(tokenizer)
+def _begun(tokens: list[int], begin: list[int]) -> list[int]:
     return tokens if tokens[:1] == begin else begin + tokens
 
 
 def _flat(
-    row: SupervisedRow, prompt: str, tokenizer: PreTrainedTokenizerBase
+    rows: Sequence[SupervisedRow], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[list[int], list[bool]]]:
+    """Tokens and targets of rows whose prompt is plain text."""
+    begin, end = begin_ids(tokenizer), tokenizer.eos_token_id
+    prompts = tokenized([str(row.prompt) for row in rows], tokenizer)
+    responses = tokenized([row.response for row in rows], tokenizer)
+    for row, prompt, response in zip(rows, prompts, responses, strict=True):
+        before = _begun(prompt, begin)
+        after = response if response[-1:] == [end] else [*response, end]
+        if len(after) == 1:
+            raise ValueError(f"{row.where}: the response {row.response!r} has no token of its own")
+        yield before + after, [False] * len(before) + [True] * len(after)
+
+
+def _chat(
+    row: SupervisedRow, prompt: list[Message], tokenizer: PreTrainedTokenizerBase, targets: Targets
 ) -> tuple[list[int], list[bool]]:
-    before, after = _begun(prompt, tokenizer), token_ids(tokenizer, row.response)
-    if after[-1:] != [tokenizer.eos_token_id]:
-        after.append(tokenizer.eos_token_id)
-    if len(after) == 1:
-        raise ValueError(f"{row.where}: the response {row.response!r} has no token of its own")
-    return before + after, [False] * len(before) + [True] * len(after)
-
-
-def _trained(turns: list[Message], targets: Targets) -> list[int]:
-    if targets is not Targets.assistant:
-        return [len(turns) - 1]
-    return [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
+    turns = [*prompt, {"role": "assistant", "content": row.response}]
+    assistant = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
+    trained = assistant if targets is Targets.assistant else assistant[-1:]
+    return encode_conversation(turns, trained, tokenizer, row.where)

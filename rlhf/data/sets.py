@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.data.encoding import Encoded, Targets, encode_prompt, encode_supervised, prompt_text
+from rlhf.data.encoding import Encoded, Targets, encode_prompts, encode_supervised, prompt_text
 from rlhf.data.fitting import Overlong, Report, too_long, truncated
 from rlhf.data.loaded import PreferenceSet, PromptSet, SupervisedSet
 from rlhf.data.rows import PreferenceRow, PromptRow, SupervisedRow, preference_row, prompt_row, supervised_row
@@ -24,7 +24,7 @@ T = TypeVar("T")
 class SupervisedData:
     """Demonstrations: rows of a prompt and a response, or of messages that the assistant ends."""
 
-    path: str = "???"
+    path: str | None = "???"
     """JSONL or Parquet file, folder, or the name of a data set on the hub."""
     split: str = "train"
     """Part of a folder or of a named data set; a single file is read whole."""
@@ -55,8 +55,7 @@ class SupervisedData:
         """The rows, checked and encoded; what was left out is logged and reported."""
         rows, report = _parsed(self.path, self.split, self.config, self.limit, self._parse)
         encoded: list[Encoded] = []
-        for row in rows:
-            whole = encode_supervised(row, tokenizer, targets=self.targets)
+        for row, whole in zip(rows, encode_supervised(rows, tokenizer, targets=self.targets), strict=True):
             fitted = _fitted([whole], self.max_length, self.overlong, report, row.where)
             if fitted is not None:
                 encoded.extend(fitted)
@@ -78,7 +77,7 @@ class SupervisedData:
 class PreferenceData:
     """Pairs: rows of a prompt, a chosen and a rejected response, as text or as messages."""
 
-    path: str = "???"
+    path: str | None = "???"
     """JSONL or Parquet file, folder, or the name of a data set on the hub."""
     split: str = "train"
     """Part of a folder or of a named data set; a single file is read whole."""
@@ -109,14 +108,14 @@ class PreferenceData:
         """The pairs, checked and encoded; pairs with identical tokens are dropped (numerics D6)."""
         rows, report = _parsed(self.path, self.split, self.config, self.limit, self._parse)
         result = PreferenceSet(chosen=[], rejected=[], margins=[], pad_id=_pad_id(tokenizer), report=report)
-        for row in rows:
-            self._add(row, tokenizer, result)
+        chosen, rejected = _sides(rows, tokenizer)
+        for row, *texts in zip(rows, chosen, rejected, strict=True):
+            self._add(row, texts, result)
         _finish(report)
         return result
 
-    def _add(self, row: PreferenceRow, tokenizer: PreTrainedTokenizerBase, result: PreferenceSet) -> None:
+    def _add(self, row: PreferenceRow, whole: list[Encoded], result: PreferenceSet) -> None:
         report = result.report
-        whole = [_pair_side(row, response, tokenizer) for response in (row.chosen, row.rejected)]
         fitted = _fitted(whole, self.max_length, self.overlong, report, row.where)
         if fitted is None:
             return
@@ -144,7 +143,7 @@ class PreferenceData:
 class PromptData:
     """Prompts to be answered; the other fields of a row reach the reward function."""
 
-    path: str = "???"
+    path: str | None = "???"
     """JSONL or Parquet file, folder, or the name of a data set on the hub."""
     split: str = "train"
     """Part of a folder or of a named data set; a single file is read whole."""
@@ -173,8 +172,7 @@ class PromptData:
         """The prompts, checked and encoded; what was left out is logged and reported."""
         rows, report = _parsed(self.path, self.split, self.config, self.limit, self._parse)
         result = PromptSet(prompts=[], strings=[], others=[], pad_id=_pad_id(tokenizer), report=report)
-        for row in rows:
-            prompt = encode_prompt(row, tokenizer)
+        for row, prompt in zip(rows, encode_prompts(rows, tokenizer), strict=True):
             if too_long(len(prompt), self.max_prompt_length, overlong=self.overlong, where=row.where):
                 report.drop(f"longer than {self.max_prompt_length} tokens")
                 continue
@@ -190,8 +188,10 @@ class PromptData:
 
 
 def _parsed(
-    path: str, split: str, config: str | None, limit: int | None, parse: Callable[[Row], T]
+    path: str | None, split: str, config: str | None, limit: int | None, parse: Callable[[Row], T]
 ) -> tuple[list[T], Report]:
+    if path is None:
+        raise ValueError("a data set was given path=null where one is needed")
     rows = read_rows(path, split, config=config)[:limit]
     return [parse(row) for row in rows], Report(source=path, read=len(rows))
 
@@ -211,9 +211,13 @@ def _fitted(
     return cut
 
 
-def _pair_side(row: PreferenceRow, response: str, tokenizer: PreTrainedTokenizerBase) -> Encoded:
-    whole = SupervisedRow(prompt=row.prompt, response=response, columns={}, where=row.where)
-    return encode_supervised(whole, tokenizer, targets=Targets.response)
+def _sides(rows: Sequence[PreferenceRow], tokenizer: PreTrainedTokenizerBase) -> tuple[list[Encoded], ...]:
+    """The chosen texts and the rejected ones."""
+    demonstrations = [
+        [SupervisedRow(prompt=row.prompt, response=text, columns={}, where=row.where) for row, text in side]
+        for side in ([(row, row.chosen) for row in rows], [(row, row.rejected) for row in rows])
+    ]
+    return tuple(encode_supervised(side, tokenizer, targets=Targets.response) for side in demonstrations)
 
 
 def _finish(report: Report) -> None:

@@ -59,15 +59,17 @@ def give_own_pad(tokenizer: PreTrainedTokenizerBase, *, eos_ids: Sequence[int] =
     )
 
 
-def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The tokens of ``text`` and nothing around them."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+def tokenized(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The tokens of each text and nothing around them. One call for many texts is several times faster."""
+    return (
+        [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+    )
 
 
 def begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What the tokenizer writes before every text: its begin token, or nothing."""
-    first = tokenizer("a")["input_ids"][0]
-    return [first] if first == tokenizer.bos_token_id and first != token_ids(tokenizer, "a")[0] else []
+    first, plain = tokenizer("a")["input_ids"][0], tokenized(["a"], tokenizer)[0][0]
+    return [first] if first == tokenizer.bos_token_id and first != plain else []
 
 
 def end_ids(

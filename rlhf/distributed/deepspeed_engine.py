@@ -128,19 +128,8 @@ def _initialize(module: nn.Module, optimizer: torch.optim.Optimizer | None, zero
 
     cast_parameters(module, zero.precision.dtype)
     settings = _settings(module, zero, trains=optimizer is not None)
-    buffers = [
-        (owner, name, value)
-        for owner in module.modules()
-        for name, value in owner.named_buffers(recurse=False)
-    ]
     with _silence():
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
-    for (
-        owner,
-        name,
-        value,
-    ) in buffers:  # DeepSpeed rounds them to bfloat16; statistics and angles must not be
-        setattr(owner, name, value.to(runtime.device()))
     return engine
 
 

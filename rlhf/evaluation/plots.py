@@ -31,7 +31,9 @@ def curves(metrics: Path, picture: Path, panels: Mapping[str, Sequence[str]]) ->
     for axis, (title, names) in zip(axes.flat, kept.items(), strict=False):
         for name in names:
             points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-            axis.plot(*zip(*points, strict=True), "o" if name.startswith("eval/") else "-", markersize=4, label=name)
+            axis.plot(
+                *zip(*points, strict=True), "o" if name.startswith("eval/") else "-", markersize=4, label=name
+            )
         axis.set_title(title)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
@@ -40,7 +42,9 @@ def curves(metrics: Path, picture: Path, panels: Mapping[str, Sequence[str]]) ->
     _save(figure, picture)
 
 
-def comparison(picture: Path, summaries: Sequence[Summary], responses: Mapping[str, Sequence[Response]]) -> None:
+def comparison(
+    picture: Path, summaries: Sequence[Summary], responses: Mapping[str, Sequence[Response]]
+) -> None:
     """Left, the scores of every policy's responses; right, mean score against KL to the reference."""
     plt = _pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), constrained_layout=True)

@@ -60,7 +60,9 @@ def summarise(policy: str, responses: Sequence[Response]) -> Summary:
         ValueError: fewer than two responses, which have no standard error.
     """
     if len(responses) < 2:
-        raise ValueError(f"{policy}: at least 2 responses are needed for a standard error, got {len(responses)}")
+        raise ValueError(
+            f"{policy}: at least 2 responses are needed for a standard error, got {len(responses)}"
+        )
     tokens = sum(response.tokens for response in responses)
     return Summary(
         policy=policy,

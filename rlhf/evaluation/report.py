@@ -38,7 +38,13 @@ def agreement_table(agreements: Sequence[Agreement]) -> str:
     """One row a scorer."""
     head = ["scorer", "pairs", "accuracy", "95 % interval", "tied"]
     rows = [
-        [one.scorer, str(one.pairs), f"{one.accuracy:.3f}", f"{one.low:.3f} – {one.high:.3f}", f"{one.tied:.1%}"]
+        [
+            one.scorer,
+            str(one.pairs),
+            f"{one.accuracy:.3f}",
+            f"{one.low:.3f} – {one.high:.3f}",
+            f"{one.tied:.1%}",
+        ]
         for one in agreements
     ]
     return markdown([head, *rows])

@@ -11,9 +11,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from rlhf.models.actor import Actor
 from rlhf.models.dropout import dropout_left, zero_dropout
-from rlhf.models.pretrained import Pretrained
 from rlhf.models.scalar import ScalarModel
-from rlhf.models.sources import ModelSource
+from rlhf.models.sources import ModelSource, Pretrained
 
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest accepted difference of logits, relative to the largest logit."""

@@ -1,4 +1,4 @@
-"""Where a model comes from; here tiny ones with random weights. Components for Hydra."""
+"""Where a model comes from: somebody trained it, or it is tiny and random. Components for Hydra."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from rlhf.models.dropout import zero_dropout_config
+from rlhf.models.pretrained import model_folder, read_causal_lm, read_classifier
 from rlhf.models.quiet import quiet
 
 
@@ -32,6 +33,34 @@ class ModelSource(ABC):
         self, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, generator: torch.Generator
     ) -> Any:
         """A causal language model of transformers, dropout zero, on the CPU."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Pretrained(ModelSource):
+    """A model that somebody trained: another run's folder, any Hugging Face folder or hub name."""
+
+    path: str = "???"
+    """A run's folder (its model/ is taken), a folder with config.json and safetensors, or a hub name."""
+
+    @property
+    def name(self) -> str:
+        """The path as the user wrote it."""
+        return self.path
+
+    @property
+    def folder(self) -> str:
+        """The folder with ``config.json``, or the hub name."""
+        return model_folder(self.path)
+
+    def causal_lm(
+        self, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, generator: torch.Generator
+    ) -> Any:
+        """The folder's causal language model; nothing in it is random."""
+        return read_causal_lm(self.path, tokenizer, dtype)
+
+    def classifier(self, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> Any:
+        """The folder's reward model, its trained head included."""
+        return read_classifier(self.path, tokenizer, dtype)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rlhf.batch import Rollout
+from rlhf.batch import Rollout, SequenceBatch
 from rlhf.models.scalar import score_at_last
+from rlhf.rewards.texts import Decoder, decoded
 
 ScoreFunction = Callable[[list[str], list[str], list[dict[str, Any]]], Sequence[float]]
 """(prompts, responses, the prompts' other columns) → one number a response."""
@@ -31,10 +32,13 @@ class Texts(Protocol):
 
 
 class Reward(Protocol):
-    """Scores the responses of a rollout."""
+    """Scores responses, of a rollout or read from a file."""
 
     def __call__(self, rollout: Rollout, texts: Texts) -> Tensor:
-        """(B,) float32."""
+        """(B,) float32 score of each response of a rollout."""
+
+    def sequences(self, batch: SequenceBatch, decoder: Decoder) -> Tensor:
+        """(B,) float32 score of each text; its targets are the response, what stands before the prompt."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -49,10 +53,16 @@ class ModelReward:
     @torch.no_grad()
     def __call__(self, rollout: Rollout, texts: Texts) -> Tensor:
         """(B,) float32."""
-        parts = zip(
-            rollout.tokens.split(self.micro_rows), rollout.attention_mask.split(self.micro_rows), strict=True
-        )
-        return torch.cat([score_at_last(self.model(tokens, mask), mask) for tokens, mask in parts])
+        return self._scores(rollout.tokens, rollout.attention_mask)
+
+    @torch.no_grad()
+    def sequences(self, batch: SequenceBatch, decoder: Decoder) -> Tensor:
+        """(B,) float32."""
+        return self._scores(batch.tokens, batch.attention_mask)
+
+    def _scores(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        parts = zip(tokens.split(self.micro_rows), attention_mask.split(self.micro_rows), strict=True)
+        return torch.cat([score_at_last(self.model(part, mask), mask) for part, mask in parts])
 
 
 @dataclass(kw_only=True, slots=True)
@@ -70,6 +80,17 @@ class FunctionReward:
         """
         scores = self.function(texts.prompts(rollout), texts.responses(rollout), texts.columns(rollout))
         return as_scores(scores, len(rollout), self.name).to(rollout.tokens.device)
+
+    def sequences(self, batch: SequenceBatch, decoder: Decoder) -> Tensor:
+        """(B,) float32; the function sees no columns.
+
+        Raises:
+            ValueError: as above.
+        """
+        prompts = decoded(batch.tokens, batch.attention_mask & ~batch.mask, decoder)
+        responses = decoded(batch.tokens, batch.mask, decoder)
+        scores = self.function(prompts, responses, [{} for _ in prompts])
+        return as_scores(scores, len(batch), self.name).to(batch.tokens.device)
 
 
 def as_scores(scores: Sequence[float], rows: int, name: str) -> Tensor:

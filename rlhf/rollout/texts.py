@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf.batch import Rollout
+from rlhf.rewards.texts import Decoder, decoded
 
 
 class PromptTexts(Protocol):
@@ -18,13 +19,6 @@ class PromptTexts(Protocol):
 
     def columns(self, index: Tensor) -> list[dict[str, Any]]:
         """Other columns of rows."""
-
-
-class Decoder(Protocol):
-    """The part of a tokenizer that writes text."""
-
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
-        """The text of one row of tokens."""
 
 
 class RolloutTexts:
@@ -43,10 +37,7 @@ class RolloutTexts:
 
     def responses(self, rollout: Rollout) -> list[str]:
         """(B) response texts, without special tokens."""
-        rows = zip(rollout.responses.cpu(), rollout.mask.cpu(), strict=True)
-        return [
-            self._tokenizer.decode(tokens[mask].tolist(), skip_special_tokens=True) for tokens, mask in rows
-        ]
+        return decoded(rollout.responses, rollout.mask, self._tokenizer)
 
     def samples(self, rollout: Rollout, numbers: dict[str, Tensor], count: int) -> list[dict[str, object]]:
         """The first ``count`` rows as text, each with its entry of the (B,) tensors in ``numbers``."""

@@ -55,7 +55,7 @@ class Cadence:
     """How often a run evaluates and saves."""
 
     evaluate_every: int = 50
-    """Steps between evaluations on held-out rows; the last step is always evaluated, 0 evaluates only then."""
+    """Steps between evaluations on held-out rows; the last is always evaluated, 0 evaluates only then."""
     checkpoint_every: int = 50
     """Steps between checkpoints; 0 writes one only when the run is stopped by a signal."""
     keep_checkpoints: int = 2
@@ -73,7 +73,9 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the user asked the r
     """The run was stopped by a signal, after a checkpoint."""
 
     def __init__(self, number: int, checkpoint: Path) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}; continue with resume=true ({checkpoint})")
+        super().__init__(
+            f"stopped by {signal.Signals(number).name}; continue with resume=true ({checkpoint})"
+        )
         self.number = number
 
 

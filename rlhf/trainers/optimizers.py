@@ -29,10 +29,10 @@ class AdamW:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"AdamW.{name} must be in [0, 1), got {getattr(self, name)}")
-        if self.eps <= 0 or self.weight_decay < 0:
-            raise ValueError(
-                f"AdamW.eps must be positive and weight_decay not negative, got {self.eps} and {self.weight_decay}"
-            )
+        if self.eps <= 0:
+            raise ValueError(f"AdamW.eps must be positive, got {self.eps}")
+        if self.weight_decay < 0:
+            raise ValueError(f"AdamW.weight_decay must not be negative, got {self.weight_decay}")
 
     def __call__(self, module: nn.Module) -> torch.optim.AdamW:
         """An optimiser over the trainable parameters of ``module``."""

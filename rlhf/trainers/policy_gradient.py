@@ -20,14 +20,16 @@ from rlhf.data.order import batch_indices, rank_share
 from rlhf.distributed.collectives import all_sum
 from rlhf.distributed.engine import Engine
 from rlhf.distributed.engine_config import Inference
-from rlhf.distributed.runtime import Runtime, generator
+from rlhf.distributed.runtime import Runtime
 from rlhf.metrics import Clock, Metrics
 from rlhf.models.actor import Actor
 from rlhf.models.scalar import state_values
 from rlhf.ops.logprobs import exact_kl, logprobs_and_entropies
 from rlhf.rewards.reward import Reward, expect_finite
+from rlhf.rollout.noise import row_noise
 from rlhf.rollout.sampler import Sampler
 from rlhf.rollout.texts import RolloutTexts
+from rlhf.seeding import generator
 from rlhf.trainers import rollout_metrics
 from rlhf.trainers.micro_batches import exact_div
 from rlhf.trainers.progress import load_progress, save_progress
@@ -172,9 +174,7 @@ class PolicyGradientTrainer:
             old, entropies, ref, exact_kl = (torch.cat(column) for column in zip(*parts, strict=True))
             values = self._values(rollout)
         with clock.phase("advantages"):
-            rewards = self.algorithm.shape(
-                scores, rollout.ended, old, ref, rollout.mask, self.state.kl_coef
-            )
+            rewards = self.algorithm.shape(scores, rollout.ended, old, ref, rollout.mask, self.state.kl_coef)
             estimate = self.algorithm.estimate(rewards, values, rollout.mask, rollout.group, all_sum)
         experience = Experience(
             rollout=rollout,
@@ -318,25 +318,3 @@ class PolicyGradientTrainer:
         if self.models.critic is not None:
             self.models.critic.load(folder / "critic")
         self.state = State(**load_progress(folder, set(asdict(self.state))))
-
-
-def row_noise(group: Tensor, width: int, seed: int, stream: str) -> Tensor:
-    """Uniform numbers that decide each row's tokens, whatever the batch, the rank or the number of ranks.
-
-    Args:
-        group: (B,) int64 number of the prompt drawn; the k-th row of a group is its sample k.
-        width: T, tokens at most.
-        seed: the run's seed.
-        stream: name of the random stream.
-
-    Returns:
-        (B, T) float64 in [0, 1).
-    """
-    seen: dict[int, int] = {}
-    rows = []
-    for number in group.tolist():
-        sample = seen.get(number, 0)
-        seen[number] = sample + 1
-        stream_of_row = generator(seed, stream, number, sample)
-        rows.append(torch.rand(width, generator=stream_of_row, dtype=torch.float64))
-    return torch.stack(rows)

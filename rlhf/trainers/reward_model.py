@@ -128,6 +128,4 @@ def stack(first: SequenceBatch, second: SequenceBatch) -> SequenceBatch:
         parts = [getattr(batch, name) for batch in (first, second)]
         return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
 
-    return SequenceBatch(
-        tokens=join("tokens"), attention_mask=join("attention_mask"), mask=join("mask")
-    )
+    return SequenceBatch(tokens=join("tokens"), attention_mask=join("attention_mask"), mask=join("mask"))

@@ -9,13 +9,18 @@ from rlhf.distributed import collectives, runtime
 from rlhf.distributed.collectives import all_max, all_sum, gather_objects, on_every_rank, on_main
 
 
-def test_alone_everything_is_the_identity() -> None:
-    assert (collectives.rank(), collectives.world_size(), collectives.is_main()) == (0, 1, True)
-    tensor = torch.tensor([1.5, -2.0], requires_grad=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+def test_alone_sum_and_maximum_are_the_tensor_in_new_memory(dtype: torch.dtype) -> None:
+    tensor = torch.tensor([1, -2], dtype=dtype, requires_grad=dtype.is_floating_point)
     for total in (all_sum(tensor), all_max(tensor)):
         assert torch.equal(total, tensor)
+        assert total.dtype == dtype
         assert total.data_ptr() != tensor.data_ptr()
         assert not total.requires_grad
+
+
+def test_alone_everything_else_is_the_identity() -> None:
+    assert (collectives.rank(), collectives.world_size(), collectives.is_main()) == (0, 1, True)
     assert collectives.all_sum_scalars({"a": 1, "b": 0.5}) == {"a": 1.0, "b": 0.5}
     assert gather_objects("x") == ["x"]
     assert collectives.broadcast_object("x") == "x"

@@ -1,5 +1,6 @@
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 import torch
@@ -47,6 +48,15 @@ def test_a_launcher_that_forgets_a_variable_is_refused() -> None:
     with pytest.raises(ValueError, match=r"the launcher must set .*; missing: MASTER_PORT$"):
         runtime.start()
     assert not dist.is_initialized()
+
+
+def test_a_second_job_does_not_read_the_keys_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = dist.HashStore()
+    monkeypatch.setattr(runtime, "_store", lambda timeout: shared)
+    first, first_of_rank_1 = (runtime._next_store(rank, timedelta(seconds=5)) for rank in (0, 1))
+    first.set("address", "old")
+    assert first_of_rank_1.get("address") == b"old"
+    assert not runtime._next_store(0, timedelta(seconds=5)).check(["address"])
 
 
 def test_named_streams_are_stable() -> None:

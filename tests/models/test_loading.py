@@ -9,9 +9,8 @@ from transformers import AutoModelForCausalLM
 from rlhf.models.actor import Actor
 from rlhf.models.dropout import dropout_left
 from rlhf.models.loading import expect_own_logits, expect_same_vocabulary, load_actor, load_scalar_model
-from rlhf.models.pretrained import Pretrained
 from rlhf.models.scalar import ScalarModel
-from rlhf.models.sources import ModelSource, TinyGPT2, TinyLlama
+from rlhf.models.sources import ModelSource, Pretrained, TinyGPT2, TinyLlama
 
 TOKENS = torch.tensor([[3, 4, 5, 6, 1]])
 REAL = torch.ones_like(TOKENS, dtype=torch.bool)

@@ -18,9 +18,9 @@ from rlhf.batch import position_ids
 from rlhf.models import saving
 from rlhf.models.actor import Actor
 from rlhf.models.loading import load_actor, load_scalar_model
-from rlhf.models.pretrained import Pretrained
 from rlhf.models.saving import save_model
 from rlhf.models.scalar import ScalarModel, score_at_last
+from rlhf.models.sources import Pretrained
 
 TOKENS = torch.tensor([[3, 4, 5, 6, 1], [8, 3, 9, 10, 4]])
 REAL = torch.ones_like(TOKENS, dtype=torch.bool)

@@ -1,0 +1,139 @@
+"""``rlhf evaluate``: policies side by side on unseen prompts, and a reward model against human labels."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from rlhf.cli.application import Command, Place
+from rlhf.cli.pieces import claim_results, load_reward, sampler_for, tokenizer_of
+from rlhf.config import Evaluate
+from rlhf.distributed.collectives import gather_objects, is_main
+from rlhf.distributed.engine_config import Plain
+from rlhf.evaluation.pairs import Agreement, agreement
+from rlhf.evaluation.plots import comparison
+from rlhf.evaluation.policies import Response, Summary, best_of, summarise, summarise_best
+from rlhf.evaluation.report import agreement_table, policy_table, side_by_side, write_json
+from rlhf.evaluation.responses import Evaluator
+from rlhf.models.actor import Actor
+from rlhf.models.frozen import frozen
+from rlhf.models.loading import expect_same_vocabulary, load_actor
+from rlhf.models.sources import Pretrained
+from rlhf.rewards.reward import FunctionReward, Reward, import_function
+from rlhf.rollout.texts import RolloutTexts
+from rlhf.seeding import generator
+
+REFERENCE = "reference"
+FILES = ("report.md", "report.json", "policies.png")
+
+
+def evaluate(config: Evaluate, place: Place) -> None:
+    """Sample, measure, and write ``report.md``, ``report.json`` and ``policies.png``."""
+    claim_results(place, FILES)
+    tokenizer = tokenizer_of(config.reference)
+    reference = _policy(config.reference, tokenizer, place)
+    reward = load_reward(
+        config.reward,
+        engine=Plain(),
+        actor=reference,
+        tokenizer=tokenizer,
+        micro_rows=config.micro_batch_size,
+    )
+    agreements = _agreements(config, reward, tokenizer, place)
+    summaries, responses = _compare(config, reference, reward, tokenizer, place)
+    if is_main():
+        _write(place.folder, config, agreements, summaries, responses)
+
+
+def _policy(source: Pretrained, tokenizer: PreTrainedTokenizerBase, place: Place) -> Actor:
+    return frozen(load_actor(source, tokenizer, generator=generator(0, "unused"))).to(place.runtime.device)
+
+
+def _agreements(
+    config: Evaluate, reward: Reward, tokenizer: PreTrainedTokenizerBase, place: Place
+) -> list[Agreement]:
+    """How the reward, and the judge, rank the human-labelled pairs."""
+    if config.pairs.path is None:
+        return []
+    pairs = config.pairs.load(tokenizer)
+    scorers = {"reward": reward} | _judge(config)
+    found = []
+    for name, scorer in scorers.items():
+        sides: tuple[list[float], list[float]] = ([], [])
+        for index in torch.arange(len(pairs)).split(config.micro_batch_size):
+            batch = pairs.batch(index).to(place.runtime.device)
+            for scores, side in zip(sides, (batch.chosen, batch.rejected), strict=True):
+                scores.extend(scorer.sequences(side, tokenizer).tolist())
+        found.append(agreement(name, *sides))
+    return found
+
+
+def _judge(config: Evaluate) -> dict[str, Reward]:
+    if config.judge is None:
+        return {}
+    name = config.judge.rpartition(":")[2]
+    return {name: FunctionReward(function=import_function(config.judge), name=name)}
+
+
+def _compare(
+    config: Evaluate, reference: Actor, reward: Reward, tokenizer: PreTrainedTokenizerBase, place: Place
+) -> tuple[list[Summary], dict[str, list[Response]]]:
+    """Every policy on the same prompts; the reference first."""
+    prompts = config.prompts.load(tokenizer)
+    evaluator = Evaluator(
+        prompts=prompts,
+        texts=RolloutTexts(prompts, tokenizer),
+        sampler=sampler_for(reference, tokenizer, config.sampling),
+        reference=reference,
+        reward=reward,
+        judge=None if config.judge is None else import_function(config.judge),
+        rows=config.micro_batch_size,
+        seed=config.seed,
+        device=place.runtime.device,
+    )
+
+    def respond(name: str, actor: Actor, samples: int) -> list[Response]:
+        everyone = torch.arange(len(prompts))
+        share = everyone.tensor_split(place.runtime.world_size)[place.runtime.rank]
+        with tqdm(total=len(share) * samples, desc=name, disable=not is_main(), file=sys.stderr) as bar:
+            mine = evaluator(actor, share, samples, bar.update)
+        return [response for part in gather_objects(mine) for response in part]
+
+    responses = {REFERENCE: respond(REFERENCE, reference, 1)}
+    summaries = [summarise(REFERENCE, responses[REFERENCE])]
+    for n in config.best_of:
+        name = f"best of {n}"
+        responses[name] = best_of(respond(name, reference, n), n)
+        summaries.append(summarise_best(name, responses[name], n))
+    for name, path in config.policies.items():
+        policy = _policy(Pretrained(path=path), tokenizer, place)
+        expect_same_vocabulary(reference, policy)
+        responses[name] = respond(name, policy, 1)
+        summaries.append(summarise(name, responses[name]))
+    return summaries, responses
+
+
+def _write(
+    folder: Path,
+    config: Evaluate,
+    agreements: list[Agreement],
+    summaries: list[Summary],
+    responses: dict[str, list[Response]],
+) -> None:
+    judge = "judge" if config.judge is None else config.judge.rpartition(":")[2]
+    parts = [policy_table(summaries, judge)]
+    if agreements:
+        parts.append("Agreement with human labels, on held-out pairs:\n\n" + agreement_table(agreements))
+    report = "\n\n".join(parts)
+    texts = "Responses to the first prompts, with their scores:\n\n" + side_by_side(responses)
+    (folder / "report.md").write_text(f"{report}\n\n{texts}\n", encoding="utf-8")
+    write_json(folder / "report.json", summaries, agreements, responses)
+    comparison(folder / "policies.png", summaries, responses)
+    sys.stdout.write(f"\n{report}\n\n{texts}\n\nwritten to {folder}: {', '.join(FILES)}\n")
+
+
+COMMAND = Command(schema=Evaluate, job=evaluate)

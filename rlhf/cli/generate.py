@@ -1,0 +1,72 @@
+"""``rlhf generate``: sample responses to a file of prompts, keeping the best of n if wanted."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from rlhf.batch import Rollout
+from rlhf.cli.application import Command, Place
+from rlhf.cli.pieces import claim_results, load_reward, sampler_for, single_process, tokenizer_of
+from rlhf.config import Generate, NoReward
+from rlhf.distributed.engine_config import Plain
+from rlhf.models.frozen import frozen
+from rlhf.models.loading import load_actor
+from rlhf.rewards.reward import expect_finite
+from rlhf.rollout.noise import row_noise
+from rlhf.rollout.texts import RolloutTexts
+from rlhf.seeding import generator
+
+
+def generate(config: Generate, place: Place) -> None:
+    """Write ``responses.jsonl``: prompt, response, whether it ended by itself, and a score if wanted."""
+    single_process(place, "rlhf generate")
+    if config.samples < 1 or config.best_of < 1:
+        raise ValueError(f"samples and best_of must be at least 1, got {config.samples} and {config.best_of}")
+    if config.best_of > 1 and isinstance(config.reward, NoReward):
+        raise ValueError(f"best_of={config.best_of} needs a reward to tell which is best, got reward=none")
+    claim_results(place, ("responses.jsonl",))
+    tokenizer = tokenizer_of(config.model)
+    actor = frozen(load_actor(config.model, tokenizer, generator=generator(0, "unused")))
+    actor.to(place.runtime.device)
+    reward = None
+    if not isinstance(config.reward, NoReward):
+        reward = load_reward(
+            config.reward,
+            engine=Plain(),
+            actor=actor,
+            tokenizer=tokenizer,
+            micro_rows=config.micro_batch_size,
+        )
+    prompts = config.prompts.load(tokenizer)
+    texts = RolloutTexts(prompts, tokenizer)
+    sampler = sampler_for(actor, tokenizer, config.decoding)
+    drawn = config.samples * config.best_of
+    with (place.folder / "responses.jsonl").open("w", encoding="utf-8") as file:
+        for index in tqdm(
+            torch.arange(len(prompts)).split(max(config.micro_batch_size // drawn, 1)), file=sys.stderr
+        ):
+            batch = prompts.batch(index, samples=drawn, groups=index)
+            noise = row_noise(batch.group, sampler.max_new_tokens, config.seed, "generate")
+            rollout = sampler.sample(actor, batch.to(place.runtime.device), noise.to(place.runtime.device))
+            scores = None
+            if reward is not None:
+                scores = expect_finite(reward(rollout, texts), texts.prompts(rollout), "the reward")
+                rollout, scores = _best(rollout, scores, config.best_of)
+            numbers = {} if scores is None else {"score": scores}
+            for row in texts.samples(rollout, numbers, len(rollout)):
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    sys.stdout.write(f"{len(prompts) * config.samples} responses: {place.folder / 'responses.jsonl'}\n")
+
+
+def _best(rollout: Rollout, scores: Tensor, n: int) -> tuple[Rollout, Tensor]:
+    """The first highest score of each run of ``n`` rows (numerics D54)."""
+    best = scores.reshape(-1, n).argmax(1) + n * torch.arange(len(scores) // n, device=scores.device)
+    return rollout.rows(best), scores[best]
+
+
+COMMAND = Command(schema=Generate, job=generate)

@@ -1,0 +1,48 @@
+"""``rlhf score``: score a file of responses."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+from tqdm import tqdm
+
+from rlhf.cli.application import Command, Place
+from rlhf.cli.pieces import claim_results, load_reward, single_process
+from rlhf.config import RewardModel, Score
+from rlhf.data.tokenizers import load_tokenizer
+from rlhf.distributed.engine_config import Plain
+from rlhf.models.sources import Pretrained
+from rlhf.rewards.texts import decoded
+
+
+def score(config: Score, place: Place) -> None:
+    """Write ``scores.jsonl``: every row's prompt, response and score."""
+    single_process(place, "rlhf score")
+    claim_results(place, ("scores.jsonl",))
+    source = config.tokenizer
+    if source is None and isinstance(config.reward, RewardModel):
+        source = Pretrained(path=config.reward.path).folder
+    if source is None:
+        raise ValueError("tokenizer must name one: the reward is no model that brings its own")
+    tokenizer = load_tokenizer(source)
+    reward = load_reward(
+        config.reward, engine=Plain(), actor=None, tokenizer=tokenizer, micro_rows=config.micro_batch_size
+    )
+    rows = config.data.load(tokenizer)
+    total = 0.0
+    with (place.folder / "scores.jsonl").open("w", encoding="utf-8") as file:
+        for index in tqdm(torch.arange(len(rows)).split(config.micro_batch_size), file=sys.stderr):
+            batch = rows.batch(index).to(place.runtime.device)
+            scores = reward.sequences(batch, tokenizer).tolist()
+            prompts = decoded(batch.tokens, batch.attention_mask & ~batch.mask, tokenizer)
+            responses = decoded(batch.tokens, batch.mask, tokenizer)
+            for prompt, response, value in zip(prompts, responses, scores, strict=True):
+                line = {"prompt": prompt, "response": response, "score": value}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            total += sum(scores)
+    sys.stdout.write(f"{len(rows)} scores, mean {total / len(rows):.4f}: {place.folder / 'scores.jsonl'}\n")
+
+
+COMMAND = Command(schema=Score, job=score)

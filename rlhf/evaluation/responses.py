@@ -1,0 +1,92 @@
+"""Sample from a policy and measure every response, one response a record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rlhf.batch import Rollout
+from rlhf.data.loaded import PromptSet
+from rlhf.evaluation.policies import Response
+from rlhf.models.actor import Actor
+from rlhf.ops.kl import k1
+from rlhf.ops.logprobs import exact_kl, logprobs_and_entropies
+from rlhf.rewards.reward import Reward, ScoreFunction, as_scores, expect_finite
+from rlhf.rollout.noise import row_noise
+from rlhf.rollout.sampler import Sampler
+from rlhf.rollout.texts import RolloutTexts
+
+
+class Evaluator:
+    """Everything that responses are measured with; the policy comes with each call."""
+
+    def __init__(
+        self,
+        *,
+        prompts: PromptSet,
+        texts: RolloutTexts,
+        sampler: Sampler,
+        reference: Actor,
+        reward: Reward,
+        judge: ScoreFunction | None,
+        rows: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.prompts, self.texts, self.sampler, self.reference = prompts, texts, sampler, reference
+        self.reward, self.judge, self.rows, self.seed, self.device = reward, judge, rows, seed, device
+
+    @torch.no_grad()
+    def __call__(
+        self, actor: Actor, index: Tensor, samples: int, progress: Callable[[int], object]
+    ) -> list[Response]:
+        """``samples`` responses to each prompt of ``index``, those of one prompt in succession.
+
+        The same seed and prompts give every policy the same random numbers, so that differences between
+        policies are less noisy than the policies.
+        """
+        responses: list[Response] = []
+        for part in index.split(max(self.rows // samples, 1)):
+            prompts = self.prompts.batch(part, samples=samples, groups=part)
+            noise = row_noise(prompts.group, self.sampler.max_new_tokens, self.seed, "evaluate")
+            rollout = self.sampler.sample(actor, prompts.to(self.device), noise.to(self.device))
+            responses += self._measured(actor, rollout)
+            progress(len(rollout))
+        return responses
+
+    def _measured(self, actor: Actor, rollout: Rollout) -> list[Response]:
+        ref_logprobs, kl, exact = self._divergence(actor, rollout)
+        prompts, texts = self.texts.prompts(rollout), self.texts.responses(rollout)
+        scores = expect_finite(self.reward(rollout, self.texts), prompts, "the reward")
+        judged = torch.full_like(scores, torch.nan)
+        if self.judge is not None:
+            verdicts = self.judge(prompts, texts, self.texts.columns(rollout))
+            judged = as_scores(verdicts, len(rollout), "the judge")
+        return [
+            Response(
+                prompt=prompts[row],
+                text=texts[row],
+                score=float(scores[row]),
+                judge=float(judged[row]),
+                kl=float(kl[row]),
+                exact_kl=float(exact[row]),
+                ref_logprob=float(ref_logprobs[row]),
+                tokens=int(rollout.lengths[row]),
+                ended=bool(rollout.ended[row]),
+            )
+            for row in range(len(rollout))
+        ]
+
+    def _divergence(self, actor: Actor, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
+        """(B,) each, summed over the response: log π_ref, k1, and the KL over the whole vocabulary."""
+        inputs = (rollout.tokens, rollout.attention_mask, rollout.prompt_mask.shape[1])
+        logits, ref_logits = actor.logits(*inputs), self.reference.logits(*inputs)
+        targets = rollout.responses.masked_fill(~rollout.mask, 0)
+        temperature = self.sampler.temperature
+        policy = logprobs_and_entropies(logits, targets, temperature).logprobs
+        reference = logprobs_and_entropies(ref_logits, targets, temperature).logprobs
+        per_token = (reference, k1(policy, reference), exact_kl(logits, ref_logits, temperature))
+        summed = [torch.where(rollout.mask, part, 0.0).sum(1) for part in per_token]
+        return summed[0], summed[1], summed[2]
