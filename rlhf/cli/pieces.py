@@ -15,15 +15,17 @@ from rlhf.distributed.collectives import is_main, on_main
 from rlhf.distributed.engine import Engine
 from rlhf.distributed.engine_config import EngineConfig
 from rlhf.distributed.gathering import is_sharded, refresh
+from rlhf.evaluation.plots import curves
 from rlhf.models.actor import Actor
 from rlhf.models.loading import expect_same_vocabulary, load_scalar_model
-from rlhf.models.sources import Pretrained
 from rlhf.models.saving import save_model
+from rlhf.models.sources import Pretrained
 from rlhf.rewards.reward import FunctionReward, ModelReward, Reward, import_function
 from rlhf.rollout.decoding import Decoding
 from rlhf.rollout.sampler import Sampler
 from rlhf.run_folder import RunFolder
 from rlhf.seeding import generator
+from rlhf.trainers.loop import Trainer, run
 
 
 def open_folder(config: Job, place: Place) -> RunFolder:
@@ -31,6 +33,14 @@ def open_folder(config: Job, place: Place) -> RunFolder:
     folder = RunFolder(place.folder, writes=is_main())
     on_main(lambda: folder.claim(place.resolved, resume=config.resume))
     return folder
+
+
+def train_and_draw(trainer: Trainer, folder: RunFolder, config: Job) -> None:
+    """Run the stage to its end and draw its ``curves.png``."""
+    run(trainer, folder, config.cadence, resume=config.resume)
+    folder.close()
+    if is_main():
+        curves(folder.path / "metrics.jsonl", folder.path / "curves.png")
 
 
 def tokenizer_of(model: Pretrained) -> PreTrainedTokenizerBase:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from rlhf.cli.application import Command, Place
-from rlhf.cli.pieces import exporter, open_folder, tokenizer_of
+from rlhf.cli.pieces import exporter, open_folder, tokenizer_of, train_and_draw
 from rlhf.config import Reward
 from rlhf.models.loading import load_scalar_model
 from rlhf.seeding import generator
-from rlhf.trainers.loop import run
 from rlhf.trainers.reward_model import RewardModelTrainer
 
 
@@ -38,7 +37,7 @@ def train(config: Reward, place: Place) -> None:
         runtime=place.runtime,
         export=exporter(engine, tokenizer),
     )
-    run(trainer, folder, config.cadence, resume=config.resume)
+    train_and_draw(trainer, folder, config)
 
 
 COMMAND = Command(schema=Reward, job=train)

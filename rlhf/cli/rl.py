@@ -13,6 +13,7 @@ from rlhf.cli.pieces import (
     sampler_for,
     sampling_actor,
     tokenizer_of,
+    train_and_draw,
 )
 from rlhf.config import RL, RewardModel
 from rlhf.data.sets import PromptData
@@ -23,7 +24,6 @@ from rlhf.models.loading import expect_same_vocabulary, load_actor, load_scalar_
 from rlhf.models.sources import Pretrained
 from rlhf.rollout.texts import RolloutTexts
 from rlhf.seeding import generator
-from rlhf.trainers.loop import run
 from rlhf.trainers.micro_batches import exact_div
 from rlhf.trainers.policy_gradient import Models, PolicyGradientTrainer, Prompts, Sizes
 
@@ -77,7 +77,7 @@ def train(config: RL, place: Place) -> None:
         runtime=place.runtime,
         export=exporter(engine, tokenizer),
     )
-    run(trainer, folder, config.cadence, resume=config.resume)
+    train_and_draw(trainer, folder, config)
 
 
 def _prompts(data: PromptData, tokenizer: PreTrainedTokenizerBase) -> Prompts:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.cli.application import Command, Place
-from rlhf.cli.pieces import exporter, open_folder, tokenizer_of
+from rlhf.cli.pieces import exporter, open_folder, tokenizer_of, train_and_draw
 from rlhf.config import SFT
 from rlhf.data.sources import read_rows
 from rlhf.data.tokenizers import load_tokenizer, train_bpe
 from rlhf.models.loading import load_actor
 from rlhf.models.sources import Pretrained
 from rlhf.seeding import generator
-from rlhf.trainers.loop import run
 from rlhf.trainers.supervised import SupervisedTrainer
 
 
@@ -41,7 +40,7 @@ def train(config: SFT, place: Place) -> None:
         runtime=place.runtime,
         export=exporter(engine, tokenizer),
     )
-    run(trainer, folder, config.cadence, resume=config.resume)
+    train_and_draw(trainer, folder, config)
 
 
 def _tokenizer(config: SFT) -> PreTrainedTokenizerBase:

@@ -10,12 +10,25 @@ from typing import Any
 
 from rlhf.evaluation.policies import Response, Summary
 
+PANELS = {
+    "score": ["reward/score", "eval/reward/score"],
+    "accuracy": ["reward/accuracy", "eval/reward/accuracy"],
+    "KL to the reference, nats per response": ["actor/kl_reference", "actor/kl_reference_exact"],
+    "response length, tokens": ["rollout/length"],
+    "share that ended by itself": ["rollout/ended_fraction"],
+    "clip fraction": ["actor/clip_fraction"],
+    "explained variance": ["critic/explained_variance"],
+    "entropy, nats per token": ["actor/entropy"],
+    "loss": ["loss", "eval/loss"],
+    "critic loss": ["critic/loss"],
+    "gradient norm": ["actor/grad_norm", "critic/grad_norm", "reward/grad_norm"],
+    "learning rate": ["actor/lr", "critic/lr", "reward/lr"],
+}
+"""What a run's picture shows; a panel none of whose metrics were logged is left out."""
 
-def curves(metrics: Path, picture: Path, panels: Mapping[str, Sequence[str]]) -> None:
-    """One panel a title, with the named metrics over steps; held-out values (``eval/…``) as dots.
 
-    Panels none of whose metrics were logged are left out.
-    """
+def curves(metrics: Path, picture: Path, panels: Mapping[str, Sequence[str]] = PANELS) -> None:
+    """One panel a title, with the named metrics over steps; held-out values (``eval/…``) as dots."""
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     logged = {name for row in rows for name in row}
     kept = {title: [n for n in names if n in logged] for title, names in panels.items()}

@@ -75,6 +75,11 @@ def test_missing_eos_score_null_keeps_the_score() -> None:
     assert found.tolist() == [[0.0, 0.0, 2.0], [0.0, 3.0, 0.0], [4.0, 0.0, 0.0]]
 
 
+def test_missing_eos_score_zero_is_a_score() -> None:
+    found = ppo(missing_eos_score=0.0).shape(SCORES, ENDED, OLD, REF, MASK, 0.0)
+    assert found.sum(1).tolist() == [0.0, 3.0, 4.0]
+
+
 def test_row_sums_of_the_rewards_are_score_minus_kl() -> None:
     found = ppo(missing_eos_score=-7.0).shape(SCORES, ENDED, OLD, REF, MASK, 0.3)
     kl = torch.where(MASK, OLD - REF, 0.0).sum(1)
