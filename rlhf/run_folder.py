@@ -54,7 +54,9 @@ class RunFolder:
             file = self.path / name
             if file.exists():
                 kept = [line for line in _whole_lines(file) if json.loads(line)["step"] <= step]
-                file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+                shorter = file.with_suffix(".rewound")  # renamed when whole: a kill here loses nothing
+                shorter.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+                shorter.replace(file)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one step's metrics to ``metrics.jsonl`` and TensorBoard."""

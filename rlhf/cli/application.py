@@ -58,7 +58,10 @@ def run(name: str, command: Command, arguments: list[str]) -> int:
     application = hydra.main(version_base="1.3", config_path=CONF, config_name=name)(
         lambda raw: _job(name, command, raw, wants_traceback)
     )
-    return _reported(name, application, wants_traceback)
+    try:
+        return _reported(name, application, wants_traceback)
+    except SystemExit as leaving:  # a job that failed, or Hydra's parser of flags
+        return leaving.code if isinstance(leaving.code, int) else 1
 
 
 def _job(name: str, command: Command, raw: DictConfig, wants_traceback: bool) -> None:

@@ -30,7 +30,7 @@ PANELS = {
 def curves(metrics: Path, picture: Path, panels: Mapping[str, Sequence[str]] = PANELS) -> None:
     """One panel a title, with the named metrics over steps; held-out values (``eval/…``) as dots."""
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    logged = {name for row in rows for name in row}
+    logged = {name for row in rows for name, value in row.items() if value is not None}
     kept = {title: [n for n in names if n in logged] for title, names in panels.items()}
     kept = {title: names for title, names in kept.items() if names}
     plt = _pyplot()

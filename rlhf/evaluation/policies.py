@@ -19,8 +19,8 @@ class Response:
     text: str
     score: float
     """What the reward says of it."""
-    judge: float
-    """What the judge says, which nothing was trained on."""
+    judge: float | None
+    """What the judge says, which nothing was trained on; None without one."""
     kl: float
     """Σₜ k1 to the reference, nats."""
     exact_kl: float
@@ -45,9 +45,9 @@ class Summary:
     kl: float
     kl_error: float | None
     kl_exact: float | None
-    judge: float
-    judge_error: float
-    distinct_2: float
+    judge: float | None
+    judge_error: float | None
+    distinct_2: float | None
     length: float
     ended: float
     perplexity: float
@@ -64,6 +64,7 @@ def summarise(policy: str, responses: Sequence[Response]) -> Summary:
             f"{policy}: at least 2 responses are needed for a standard error, got {len(responses)}"
         )
     tokens = sum(response.tokens for response in responses)
+    judged = [response.judge for response in responses if response.judge is not None]
     return Summary(
         policy=policy,
         responses=len(responses),
@@ -73,8 +74,8 @@ def summarise(policy: str, responses: Sequence[Response]) -> Summary:
         kl=mean([response.kl for response in responses]),
         kl_error=standard_error([response.kl for response in responses]),
         kl_exact=mean([response.exact_kl for response in responses]),
-        judge=mean([response.judge for response in responses]),
-        judge_error=standard_error([response.judge for response in responses]),
+        judge=mean(judged) if judged else None,
+        judge_error=standard_error(judged) if judged else None,
         distinct_2=distinct([response.text for response in responses], 2),
         length=tokens / len(responses),
         ended=mean([float(response.ended) for response in responses]),
@@ -104,14 +105,14 @@ def best_of(responses: Sequence[Response], n: int) -> list[Response]:
     return [max(group, key=lambda response: response.score) for group in groups]
 
 
-def distinct(texts: Sequence[str], n: int) -> float:
-    """Distinct-n (Li et al. 2016): different word n-grams of all texts over their number; nan if none."""
+def distinct(texts: Sequence[str], n: int) -> float | None:
+    """Distinct-n (Li et al. 2016): different word n-grams of all texts over their number; None if none."""
     grams = [
         tuple(words[start : start + n])
         for words in (text.split() for text in texts)
         for start in range(len(words) - n + 1)
     ]
-    return len(set(grams)) / len(grams) if grams else math.nan
+    return len(set(grams)) / len(grams) if grams else None
 
 
 def mean(values: Sequence[float]) -> float:

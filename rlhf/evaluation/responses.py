@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -60,16 +60,13 @@ class Evaluator:
         ref_logprobs, kl, exact = self._divergence(actor, rollout)
         prompts, texts = self.texts.prompts(rollout), self.texts.responses(rollout)
         scores = expect_finite(self.reward(rollout, self.texts), prompts, "the reward")
-        judged = torch.full_like(scores, torch.nan)
-        if self.judge is not None:
-            verdicts = self.judge(prompts, texts, self.texts.columns(rollout))
-            judged = as_scores(verdicts, len(rollout), "the judge")
+        judged = self._judged(prompts, texts, rollout)
         return [
             Response(
                 prompt=prompts[row],
                 text=texts[row],
                 score=float(scores[row]),
-                judge=float(judged[row]),
+                judge=judged[row],
                 kl=float(kl[row]),
                 exact_kl=float(exact[row]),
                 ref_logprob=float(ref_logprobs[row]),
@@ -78,6 +75,13 @@ class Evaluator:
             )
             for row in range(len(rollout))
         ]
+
+    def _judged(self, prompts: list[str], texts: list[str], rollout: Rollout) -> Sequence[float | None]:
+        if self.judge is None:
+            return [None] * len(texts)
+        verdicts = as_scores(self.judge(prompts, texts, self.texts.columns(rollout)), len(texts), "the judge")
+        judged: list[float | None] = expect_finite(verdicts, prompts, "the judge").tolist()
+        return judged
 
     def _divergence(self, actor: Actor, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
         """(B,) each, summed over the response: log π_ref, k1, and the KL over the whole vocabulary."""

@@ -82,9 +82,8 @@ class Actor(nn.Module):
         """
         if not 1 <= first < tokens.shape[1]:
             raise ValueError(f"Actor: first must lie in [1, {tokens.shape[1]}), got {first}")
-        hidden = backbone(self.model, tokens, attention_mask)[
-            :, first - 1 : -1
-        ]  # the state before each token
+        states = backbone(self.model, tokens, attention_mask)
+        hidden = states[:, first - 1 : -1]  # before each token
         real = attention_mask[:, first:]
         if full:
             return self.head.logits(hidden).masked_fill(~real.unsqueeze(-1), 0.0)

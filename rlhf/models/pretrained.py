@@ -86,7 +86,7 @@ def _read_config(path: str) -> Any:
 
 def _read_weights(path: str, auto: Any, config: Any, dtype: torch.dtype) -> Any:
     try:
-        with quiet(), torch.random.fork_rng(devices=[]):  # missing weights are drawn before we can refuse
+        with quiet():
             model, info = auto.from_pretrained(
                 model_folder(path),
                 config=config,

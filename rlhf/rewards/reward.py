@@ -125,7 +125,7 @@ def import_function(path: str) -> ScoreFunction:
         raise ValueError(f"cannot import {path}: {error}") from error
     if not callable(function):
         raise ValueError(f"{path} is a {type(function).__name__}, not a function")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def expect_finite(scores: Tensor, prompts: Sequence[str], name: str) -> Tensor:

@@ -54,8 +54,7 @@ class Sampling(Decoding):
         logprobs = vocabulary_logprobs(logits, self.temperature)
         cumulative = logprobs.double().exp().cumsum(1)
         level = noise.unsqueeze(1) * cumulative[:, -1:]
-        tokens = torch.searchsorted(cumulative, level, right=True)  # the first token that exceeds the level
-        tokens = tokens.clamp(max=logits.shape[1] - 1)  # level may round up to the total
+        tokens = torch.searchsorted(cumulative, level, right=True)  # the first that exceeds level < total
         return tokens.squeeze(1), logprobs.gather(1, tokens).squeeze(1)
 
 

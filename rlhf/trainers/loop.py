@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
@@ -23,10 +23,15 @@ log = logging.getLogger(__name__)
 
 
 class Trainer(Protocol):
-    """What the loop needs of a stage. ``done`` of ``total`` steps have been made."""
+    """What the loop needs of a stage."""
 
-    done: int
-    total: int
+    @property
+    def done(self) -> int:
+        """Steps made so far."""
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run."""
 
     def step(self) -> Metrics:
         """One step of the stage: an optimiser step, or a rollout with its updates."""
@@ -90,7 +95,7 @@ def run(trainer: Trainer, folder: RunFolder, cadence: Cadence, *, resume: bool) 
         _continue(trainer, folder)
     with (
         _Signals() as signals,
-        tqdm(total=trainer.total, initial=trainer.done, disable=not is_main(), file=sys.stderr) as bar,
+        _progress(trainer) as bar,
     ):
         while trainer.done < trainer.total:
             metrics = trainer.step()
@@ -100,8 +105,8 @@ def run(trainer: Trainer, folder: RunFolder, cadence: Cadence, *, resume: bool) 
             finished = metrics.reduce(all_sum, all_max)
             folder.log(trainer.done, finished)
             folder.samples(trainer.done, trainer.samples())
+            bar.set_postfix_str(trainer.headline(finished), refresh=False)
             bar.update()
-            bar.set_postfix_str(trainer.headline(finished))
             number = int(all_max(torch.tensor([signals.number])).item())
             if number or _due(trainer.done, cadence.checkpoint_every):
                 path = checkpoints.write(
@@ -110,6 +115,18 @@ def run(trainer: Trainer, folder: RunFolder, cadence: Cadence, *, resume: bool) 
                 if number:
                     raise Interrupted(number, path)
     trainer.export(folder.model)
+
+
+def _progress(trainer: Trainer) -> Any:
+    """A bar with the time left; a line every ten seconds where the output is no terminal."""
+    return tqdm(
+        total=trainer.total,
+        initial=trainer.done,
+        disable=not is_main(),
+        file=sys.stderr,
+        dynamic_ncols=True,
+        mininterval=0.2 if sys.stderr.isatty() else 10.0,
+    )
 
 
 def _continue(trainer: Trainer, folder: RunFolder) -> None:

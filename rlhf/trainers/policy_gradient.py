@@ -7,7 +7,7 @@ components (``rlhf/algorithms/policy_gradient.py``). Read ``PolicyGradientTraine
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -33,6 +33,7 @@ from rlhf.seeding import generator
 from rlhf.trainers import rollout_metrics
 from rlhf.trainers.micro_batches import exact_div
 from rlhf.trainers.progress import load_progress, save_progress
+from rlhf.trainers.rollout_metrics import Measured
 from rlhf.trainers.schedules import Schedule
 
 SHOWN = 4
@@ -72,21 +73,11 @@ class Sizes:
 
 
 @dataclass(kw_only=True, slots=True)
-class Scored:
-    """What ``collect`` measured beside the experience, kept for the metrics."""
-
-    scores: Tensor  # (B,)
-    rewards: Tensor  # (B, T)
-    entropies: Tensor  # (B, T)
-    exact_kl: Tensor  # (B, T)
-
-
-@dataclass(kw_only=True, slots=True)
 class State:
     """Everything that moves besides the engines; the random streams are functions of it and the seed."""
 
+    kl_coef: float
     rollouts: int = 0
-    kl_coef: float = field(default=0.0)
     actor_steps: int = 0
 
 
@@ -121,6 +112,9 @@ class PolicyGradientTrainer:
             exact_div(len(test.rows), ranks, "rows of test_prompts", "ranks")
         self.sizes = sizes
         self.state = State(kl_coef=algorithm.kl.initial_coef)
+        for engine in (models.actor, models.critic):
+            if engine is not None:  # transformers recomputes activations in train() mode only; dropout is 0
+                engine.module.train()
         self._samples: list[dict[str, object]] = []
 
     @property
@@ -135,12 +129,16 @@ class PolicyGradientTrainer:
             rollout = self.sample(self.next_prompts())
         with clock.phase("score"):
             scores = self.score(rollout, self.train)
-        experience, scored = self.collect(rollout, scores, clock)
+        with clock.phase("logprobs"):
+            measured = self.measure(rollout, scores)
+            values = self.values(rollout)
+        with clock.phase("advantages"):
+            experience = self.estimate(measured, values)
         with clock.phase("update"):
             self.scale_learning_rates(metrics)
             for minibatch in self.minibatches(experience):
                 self.update(minibatch, metrics)
-        self.finish(experience, scored, metrics)
+        self.finish(experience, measured, metrics)
         tokens = int(rollout.attention_mask.sum())
         clock.report(metrics, tokens, len(rollout), self.runtime.world_size)
         return metrics
@@ -167,27 +165,43 @@ class PolicyGradientTrainer:
         return expect_finite(scores, prompts.texts.prompts(rollout), "the reward")
 
     @torch.no_grad()
-    def collect(self, rollout: Rollout, scores: Tensor, clock: Clock) -> tuple[Experience, Scored]:
-        """Log-probs of actor and reference, values, token rewards and advantages."""
-        with clock.phase("logprobs"):
-            parts = [self._measure(part) for part in self._micro_batches(rollout)]
-            old, entropies, ref, exact_kl = (torch.cat(column) for column in zip(*parts, strict=True))
-            values = self._values(rollout)
-        with clock.phase("advantages"):
-            rewards = self.algorithm.shape(scores, rollout.ended, old, ref, rollout.mask, self.state.kl_coef)
-            estimate = self.algorithm.estimate(rewards, values, rollout.mask, rollout.group, all_sum)
-        experience = Experience(
+    def measure(self, rollout: Rollout, scores: Tensor) -> Measured:
+        """Log-probs of actor and reference, and the reward of each token."""
+        parts = [self._measure(part) for part in self._micro_batches(rollout)]
+        old, entropies, ref, exact_kl = (torch.cat(column) for column in zip(*parts, strict=True))
+        rewards = self.algorithm.shape(scores, rollout.ended, old, ref, rollout.mask, self.state.kl_coef)
+        return Measured(
             rollout=rollout,
+            scores=scores,
+            rewards=rewards,
             old_logprobs=old,
             ref_logprobs=ref,
+            entropies=entropies,
+            exact_kl=exact_kl if self.exact_kl else None,
+        )
+
+    @torch.no_grad()
+    def values(self, rollout: Rollout) -> Tensor | None:
+        """(B, T) the critic's values before the updates; None without a critic."""
+        if self.models.critic is None:
+            return None
+        return torch.cat([self._critic_values(part) for part in self._micro_batches(rollout)])
+
+    def estimate(self, measured: Measured, values: Tensor | None) -> Experience:
+        """Advantages and returns, fixed for all updates of this rollout."""
+        rollout = measured.rollout
+        estimate = self.algorithm.estimate(measured.rewards, values, rollout.mask, rollout.group, all_sum)
+        return Experience(
+            rollout=rollout,
+            old_logprobs=measured.old_logprobs,
+            ref_logprobs=measured.ref_logprobs,
             advantages=estimate.advantages,
             returns=estimate.returns,
             old_values=values,
         )
-        return experience, Scored(scores=scores, rewards=rewards, entropies=entropies, exact_kl=exact_kl)
 
     def _measure(self, part: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(b, T) each: log-probs and entropies of the actor, log-probs of the reference, exact KL."""
+        """(b, T) each: log-probs and entropies of the actor, log-probs of the reference, exact KL or 0."""
         actor, reference, temperature = self.models.actor, self.models.reference, self.sampler.temperature
         inputs = (part.tokens, part.attention_mask, part.prompt_mask.shape[1], temperature)
         if not self.exact_kl:
@@ -198,11 +212,6 @@ class PolicyGradientTrainer:
         old, ref = (logprobs_and_entropies(z, targets, temperature) for z in (logits, ref_logits))
         columns = (old.logprobs, old.entropies, ref.logprobs, exact_kl(logits, ref_logits, temperature))
         return tuple(torch.where(part.mask, column, 0.0) for column in columns)  # type: ignore[return-value]
-
-    def _values(self, rollout: Rollout) -> Tensor | None:
-        if self.models.critic is None:
-            return None
-        return torch.cat([self._critic_values(part) for part in self._micro_batches(rollout)])
 
     def _critic_values(self, part: Rollout) -> Tensor:
         """(b, T) values of the state before each response token (numerics D9)."""
@@ -268,13 +277,13 @@ class PolicyGradientTrainer:
         self.models.critic.backward((weights * loss).sum())
         metrics.mean("critic/loss", loss, part.rollout.mask)
 
-    def finish(self, experience: Experience, scored: Scored, metrics: Metrics) -> None:
+    def finish(self, experience: Experience, measured: Measured, metrics: Metrics) -> None:
         """Report the rollout, keep a few texts, move the KL coefficient and the counters."""
-        mean_kl = rollout_metrics.rollout(experience, scored, metrics)
+        mean_kl = rollout_metrics.rollout(measured, metrics)
         rollout_metrics.critic(experience, metrics)
         metrics.value("actor/kl_coef", self.state.kl_coef)
         metrics.value("actor/steps", self.state.actor_steps)
-        numbers = {"score": scored.scores, "kl": rollout_metrics.sequence_kl(experience)}
+        numbers = {"score": measured.scores, "kl": rollout_metrics.sequence_kl(measured)}
         self._samples = self.train.texts.samples(experience.rollout, numbers, SHOWN)
         rows = len(experience) * self.runtime.world_size
         self.state.kl_coef = self.algorithm.kl.next_coef(self.state.kl_coef, mean_kl, rows)
@@ -288,10 +297,9 @@ class PolicyGradientTrainer:
         rows = torch.arange(len(self.test.rows))
         index = rank_share(rows, self.runtime.rank, self.runtime.world_size)
         rollout = self.sample(self.test.rows.batch(index, samples=1, groups=index), "evaluation")
-        experience, scored = self.collect(rollout, self.score(rollout, self.test), Clock())
-        measured = Metrics()
-        rollout_metrics.rollout(experience, scored, measured)
-        metrics.merge(measured, "eval/")
+        found = Metrics()
+        rollout_metrics.rollout(self.measure(rollout, self.score(rollout, self.test)), found)
+        metrics.merge(found, "eval/")
         return metrics
 
     def samples(self) -> list[dict[str, object]]:
@@ -317,4 +325,7 @@ class PolicyGradientTrainer:
         self.models.actor.load(folder / "actor")
         if self.models.critic is not None:
             self.models.critic.load(folder / "critic")
-        self.state = State(**load_progress(folder, set(asdict(self.state))))
+        saved = load_progress(folder, set(asdict(self.state)))
+        self.state = State(
+            rollouts=int(saved["rollouts"]), kl_coef=saved["kl_coef"], actor_steps=int(saved["actor_steps"])
+        )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rlhf.algorithms.policy_losses import PolicyLoss
-from rlhf.batch import Experience
+from rlhf.batch import Experience, Rollout
 from rlhf.distributed.collectives import all_sum
 from rlhf.metrics import Metrics
 from rlhf.ops.kl import k1, k3
@@ -17,44 +17,50 @@ from rlhf.ops.policy_losses import approx_kl
 from rlhf.ops.variance import explained_variance
 
 
-class Scored(Protocol):
-    """What was measured beside the experience."""
+@dataclass(kw_only=True, slots=True)
+class Measured:
+    """What is known of a rollout before advantages are estimated."""
 
-    scores: Tensor  # (B,)
+    rollout: Rollout
+    scores: Tensor  # (B,) as the reward gave them
     rewards: Tensor  # (B, T)
+    old_logprobs: Tensor  # (B, T)
+    ref_logprobs: Tensor  # (B, T)
     entropies: Tensor  # (B, T)
-    exact_kl: Tensor  # (B, T)
+    exact_kl: Tensor | None  # (B, T); None where it is not wanted
 
 
-def rollout(experience: Experience, scored: Scored, metrics: Metrics) -> float:
+def rollout(measured: Measured, metrics: Metrics) -> float:
     """Scores, KL to the reference, lengths and the log-prob ledger.
 
     Returns:
         Mean over all ranks of the sequence KL Σₜ k1, nats per response (numerics D18).
     """
-    mask, old, ref = experience.rollout.mask, experience.old_logprobs, experience.ref_logprobs
-    kl = sequence_kl(experience)
-    metrics.mean("reward/score", scored.scores)
-    metrics.value("reward/score_std", _std(scored.scores))
-    metrics.mean("reward/total", torch.where(mask, scored.rewards, 0.0).sum(1))
+    mask, old, ref = measured.rollout.mask, measured.old_logprobs, measured.ref_logprobs
+    kl = sequence_kl(measured)
+    metrics.mean("reward/score", measured.scores)
+    metrics.value("reward/score_std", _std(measured.scores))
+    metrics.mean("reward/total", torch.where(mask, measured.rewards, 0.0).sum(1))
     metrics.mean("actor/kl_reference", kl)
+    metrics.mean("actor/kl_reference_per_token", k1(old, ref), mask)
     metrics.mean("actor/kl_reference_k3", torch.where(mask, k3(old, ref), 0.0).sum(1))
-    metrics.mean("actor/kl_reference_exact", torch.where(mask, scored.exact_kl, 0.0).sum(1))
-    metrics.mean("actor/entropy", scored.entropies, mask)
-    metrics.mean("rollout/length", experience.rollout.lengths)
-    metrics.mean("rollout/ended_fraction", experience.rollout.ended.double())
-    metrics.mean("rollout/truncated_fraction", (~experience.rollout.ended).double())
-    gap = (experience.rollout.sampler_logprobs - old).abs()
+    if measured.exact_kl is not None:
+        metrics.mean("actor/kl_reference_exact", torch.where(mask, measured.exact_kl, 0.0).sum(1))
+    metrics.mean("actor/entropy", measured.entropies, mask)
+    metrics.mean("rollout/length", measured.rollout.lengths)
+    metrics.mean("rollout/ended_fraction", measured.rollout.ended.double())
+    metrics.mean("rollout/truncated_fraction", (~measured.rollout.ended).double())
+    gap = (measured.rollout.sampler_logprobs - old).abs()
     metrics.mean("ledger/logprob_gap_mean", gap, mask)
     metrics.maximum("ledger/logprob_gap_max", torch.where(mask, gap, 0.0).max())
     total, count = all_sum(torch.tensor([kl.double().sum(), len(kl)], dtype=torch.float64)).tolist()
     return total / count
 
 
-def sequence_kl(experience: Experience) -> Tensor:
+def sequence_kl(measured: Measured) -> Tensor:
     """(B,) Σₜ k1 of each response, nats (numerics D18)."""
-    per_token = k1(experience.old_logprobs, experience.ref_logprobs)
-    return torch.where(experience.rollout.mask, per_token, 0.0).sum(1)
+    per_token = k1(measured.old_logprobs, measured.ref_logprobs)
+    return torch.where(measured.rollout.mask, per_token, 0.0).sum(1)
 
 
 def _std(scores: Tensor) -> float:
@@ -78,7 +84,6 @@ def critic(experience: Experience, metrics: Metrics) -> None:
     """How much of the returns' variance the values explain (numerics D36)."""
     if experience.old_values is None or experience.returns is None:
         return
-    explained = explained_variance(
-        experience.returns, experience.old_values, experience.rollout.mask, all_sum
-    )
+    values, returns, mask = experience.old_values, experience.returns, experience.rollout.mask
+    explained = explained_variance(values, returns, mask, all_sum)
     metrics.value("critic/explained_variance", float(explained))

@@ -45,6 +45,7 @@ class SupervisedTrainer:
         exact_div(batch_size, runtime.world_size, "batch_size", "ranks")
         self.export = export
         self.done = 0
+        engine.module.train()  # transformers recomputes activations in this mode only; dropout is 0
 
     def step(self) -> Metrics:
         """One optimiser step on the next rows."""

@@ -98,7 +98,7 @@ def test_pairs_need_both_labels() -> None:
 def test_openings_are_two_to_four_words_and_distinct() -> None:
     found = openings([f"one two three four five six {n}" for n in range(50)])
     assert sorted(found, key=len) == ["one two", "one two three", "one two three four"]
-    assert openings(["one two three"]) == []
+    assert openings([f"one two {n}" for n in range(50)]) == []  # no two words would follow
 
 
 def test_parts_do_not_overlap(tmp_path: Path) -> None:
@@ -126,6 +126,7 @@ def test_imdb_sentences_join_the_training_text_alone(tmp_path: Path) -> None:
     write_files(reviews(), tmp_path / "without", pairings=1, imdb=0, seed=0)
     write_files(reviews(), tmp_path / "with", pairings=1, imdb=10, seed=0)
     without, more = written(tmp_path / "without"), written(tmp_path / "with")
+    assert {part_of(row["response"]) for row in more["supervised_train"]} == {"train"}
     assert len(more.pop("supervised_train")) == len(without.pop("supervised_train")) + 10
     assert more == without
 

@@ -18,6 +18,17 @@ def test_a_token_owns_the_interval_of_its_probability(level: float, token: int) 
     torch.testing.assert_close(logprobs, PROBABILITIES[[token]].log().float())
 
 
+def test_an_impossible_first_token_is_not_drawn_even_at_zero() -> None:
+    z = torch.tensor([[-2000.0, 0.0, 1.0]])  # exp underflows: probability 0
+    assert Sampling().draw(z, torch.zeros(1, dtype=torch.float64))[0].tolist() == [1]
+
+
+def test_the_largest_noise_draws_the_last_token_whatever_the_total_rounds_to() -> None:
+    z = torch.randn(5_000, 7, generator=torch.Generator().manual_seed(0))
+    tokens, _ = Sampling().draw(z, torch.full((5_000,), 1 - 2**-53, dtype=torch.float64))
+    assert (tokens == 6).all()
+
+
 def test_a_grid_of_noise_gives_every_token_its_share_at_the_temperature() -> None:
     """Inverting the distribution on n equal steps is exact to one step a token."""
     n = 10_000

@@ -1,0 +1,128 @@
+import math
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rlhf.distributed.engine_config import Plain
+
+
+def own_scores(model: Any, rows: Any) -> Tensor:
+    """w·h after the last token, each text alone and unpadded."""
+    last = [model.model.base_model(torch.tensor([row.tokens])).last_hidden_state[0, -1] for row in rows]
+    return torch.stack(last) @ model.head.weight[0]
+
+
+def own_loss(trainer: Any, rows: Any) -> Tensor:
+    better, worse = (own_scores(trainer.engine.module, side) for side in (rows.chosen, rows.rejected))
+    return F.softplus(torch.tensor(rows.margins) - (better - worse)).mean()
+
+
+def mean(metrics: Any, name: str) -> float:
+    total, count = metrics.pairs[name]
+    return total / count
+
+
+@pytest.mark.parametrize("source", ["LLAMA", "GPT2"])
+def test_loss_is_bradley_terry_over_the_pairs(toy: ModuleType, source: str) -> None:
+    rows = toy.preference_set()
+    rows.margins = [0.1 * row for row in range(12)]
+    trainer = toy.reward_model(
+        source=getattr(toy, source), train=rows, batch_size=12, micro_batch_size=5, engine=Plain(clip=None)
+    )
+    expected = own_loss(trainer, rows)
+    expected.backward()
+    gradients = [p.grad.clone() for p in trainer.engine.module.parameters() if p.grad is not None]
+    trainer.engine.module.zero_grad(set_to_none=True)
+    metrics = trainer.step()
+    assert mean(metrics, "loss") == pytest.approx(float(expected), rel=1e-6)
+    norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+    assert mean(metrics, "reward/grad_norm") == pytest.approx(float(norm), rel=1e-5)
+
+
+def test_equal_scores_cost_log_2_and_are_no_win(toy: ModuleType) -> None:
+    trainer = toy.reward_model()
+    trainer.engine.module.head.weight.data.zero_()
+    metrics = trainer.step()
+    assert mean(metrics, "loss") == pytest.approx(math.log(2))
+    assert mean(metrics, "reward/accuracy") == 0.0
+    assert mean(metrics, "reward/tied") == 1.0
+    assert mean(metrics, "reward/margin") == 0.0
+
+
+@pytest.mark.parametrize("micro", [1, 4, 6])
+def test_micro_batches_and_their_padding_do_not_change_the_update(toy: ModuleType, micro: int) -> None:
+    updated, metrics = [], []
+    for size in (2, micro):
+        trainer = toy.reward_model(batch_size=6, micro_batch_size=size, lr=1e-3)
+        metrics.append(trainer.step())
+        updated.append(toy.parameters(trainer.engine))
+    torch.testing.assert_close(updated[0], updated[1], rtol=0, atol=2e-6)
+    for name in ("loss", "reward/accuracy", "reward/margin", "reward/score"):
+        assert mean(metrics[0], name) == pytest.approx(mean(metrics[1], name), rel=1e-5)
+        assert metrics[0].pairs[name][1] == 6
+
+
+def test_pad_is_never_read(toy: ModuleType) -> None:
+    losses = []
+    for pad in (toy.PAD, 999):
+        rows = toy.preference_set()
+        rows.pad_id = pad
+        losses.append(mean(toy.reward_model(train=rows).step(), "loss"))
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("micro", [2, 5, 7])
+def test_evaluation_counts_each_pair_once(toy: ModuleType, micro: int) -> None:
+    held_out = toy.preference_set(7, "held out")
+    trainer = toy.reward_model(test=held_out, micro_batch_size=micro)
+    metrics = trainer.evaluate()
+    better, worse = (own_scores(trainer.engine.module, side) for side in (held_out.chosen, held_out.rejected))
+    assert mean(metrics, "eval/loss") == pytest.approx(float(own_loss(trainer, held_out)), rel=1e-6)
+    assert metrics.pairs["eval/reward/accuracy"] == (float((better > worse).sum()), 7)
+    assert mean(metrics, "eval/reward/margin") == pytest.approx(float((better - worse).mean()), rel=1e-5)
+
+
+def test_without_held_out_pairs_nothing_is_evaluated(toy: ModuleType) -> None:
+    assert toy.reward_model().evaluate().pairs == {}
+
+
+def test_training_learns_the_pairs(toy: ModuleType) -> None:
+    trainer = toy.reward_model(batch_size=12, micro_batch_size=12, total=30)
+    for _ in range(30):
+        metrics = trainer.step()
+    assert mean(metrics, "reward/accuracy") == 1.0
+    assert mean(metrics, "loss") < 0.1
+
+
+def test_schedule_sets_the_learning_rate_of_every_step(toy: ModuleType) -> None:
+    trainer = toy.reward_model(total=4, lr=0.01)
+    assert [mean(trainer.step(), "reward/lr") for _ in range(4)] == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
+
+
+def test_continuing_is_bitwise_the_same_as_not_stopping(toy: ModuleType, tmp_path: Path) -> None:
+    whole, stopped, resumed = (toy.reward_model(total=5) for _ in range(3))
+    expected = [mean(whole.step(), "loss") for _ in range(5)]
+    losses = [mean(stopped.step(), "loss") for _ in range(2)]
+    stopped.save(tmp_path)
+    resumed.load(tmp_path)
+    losses += [mean(resumed.step(), "loss") for _ in range(3)]
+    assert losses == expected
+    assert toy.equal(toy.parameters(resumed.engine), toy.parameters(whole.engine))
+
+
+def test_another_stages_checkpoint_is_refused(toy: ModuleType, tmp_path: Path) -> None:
+    toy.supervised().save(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"reward: .*engine.json does not exist"):
+        toy.reward_model().load(tmp_path)
+
+
+def test_headline_shows_accuracy(toy: ModuleType) -> None:
+    trainer = toy.reward_model()
+    shown = trainer.headline({"loss": 0.5, "reward/accuracy": 0.75, "eval/reward/accuracy": 0.625})
+    assert shown == "loss 0.500, accuracy 0.75, held-out accuracy 0.625"
+    assert trainer.headline({"loss": 0.5, "reward/accuracy": 0.75}) == "loss 0.500, accuracy 0.75"

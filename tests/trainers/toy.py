@@ -1,0 +1,301 @@
+"""Tiny real runs of every stage: thirteen words, one-layer models, data sets made of rows of our own.
+
+No test module: the tests load it by its path, in their own process and in each of two ranks.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from rlhf.algorithms import advantages, aggregation, kl, policy_losses, value_losses
+from rlhf.algorithms.policy_gradient import PolicyGradient
+from rlhf.algorithms.preferences import BradleyTerry
+from rlhf.data.encoding import Encoded
+from rlhf.data.fitting import Report
+from rlhf.data.loaded import PreferenceSet, PromptSet, SupervisedSet
+from rlhf.distributed import collectives, runtime
+from rlhf.distributed.engine_config import EngineConfig, Plain
+from rlhf.distributed.gathering import is_sharded, refresh
+from rlhf.models.actor import Actor
+from rlhf.models.loading import load_actor, load_scalar_model
+from rlhf.models.scalar import ScalarModel
+from rlhf.models.sources import ModelSource, TinyGPT2, TinyLlama
+from rlhf.rewards.reward import FunctionReward, Reward
+from rlhf.rollout.decoding import Sampling
+from rlhf.rollout.sampler import Sampler
+from rlhf.rollout.texts import RolloutTexts
+from rlhf.trainers.optimizers import AdamW
+from rlhf.trainers.policy_gradient import Models, PolicyGradientTrainer, Prompts, Sizes
+from rlhf.trainers.reward_model import RewardModelTrainer
+from rlhf.trainers.schedules import Linear, Schedule
+from rlhf.trainers.supervised import SupervisedTrainer
+
+WORDS = ["<bos>", "<eos>", "<pad>", *"abcdefghij"]
+BOS, EOS, PAD, A = 0, 1, 2, 3
+LLAMA = TinyLlama(layers=1, hidden=16, heads=2, intermediate=24, context=40)
+GPT2 = TinyGPT2(layers=1, hidden=16, heads=2, context=40)
+SCALE = 6.0
+"""Random weights of transformers are so small that every distribution is uniform and no mistake shows."""
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<bos>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
+    )
+
+
+def place() -> runtime.Runtime:
+    """This process among the ranks, if there are several."""
+    return runtime.Runtime(collectives.rank(), collectives.world_size(), 0, runtime.device())
+
+
+def numbers(name: str) -> torch.Generator:
+    return torch.Generator().manual_seed(sum(name.encode()))
+
+
+def actor(name: str = "actor", source: ModelSource = LLAMA, *, gradient_checkpointing: bool = False) -> Actor:
+    loaded = load_actor(
+        source, tokenizer(), generator=numbers(name), gradient_checkpointing=gradient_checkpointing
+    )
+    return widened(loaded)
+
+
+def scalar(name: str = "critic", source: ModelSource = LLAMA) -> ScalarModel:
+    return widened(load_scalar_model(source, tokenizer(), generator=numbers(name), fresh_head=True))
+
+
+def widened(model: Any) -> Any:
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and parameter.shape[0] > 1:  # a scalar head is wide enough
+            parameter.data.mul_(SCALE)
+    return model
+
+
+def words(generator: torch.Generator, count: int) -> list[int]:
+    return torch.randint(A, len(WORDS), (count,), generator=generator).tolist()
+
+
+def demonstration(generator: torch.Generator, prompt: int, response: int) -> Encoded:
+    tokens = [BOS, *words(generator, prompt), *words(generator, response), EOS]
+    return Encoded(tokens=tokens, targets=[False] * (1 + prompt) + [True] * (response + 1))
+
+
+def supervised_set(rows: int = 12, name: str = "demonstrations") -> SupervisedSet:
+    generator = numbers(name)
+    encoded = [demonstration(generator, 1 + row % 4, 1 + 3 * row % 7) for row in range(rows)]
+    return SupervisedSet(encoded=encoded, pad_id=PAD, report=Report(source=name))
+
+
+def preference_set(rows: int = 12, name: str = "pairs") -> PreferenceSet:
+    generator = numbers(name)
+    sides = [
+        [demonstration(generator, 2, 1 + row * step % 6) for row in range(rows)] for step in (3, 5)
+    ]  # the two texts of a pair have unequal lengths
+    return PreferenceSet(
+        chosen=sides[0], rejected=sides[1], margins=[0.0] * rows, pad_id=PAD, report=Report(source=name)
+    )
+
+
+def prompt_set(rows: int = 10, name: str = "prompts") -> PromptSet:
+    generator = numbers(name)
+    prompts = [[BOS, *words(generator, 1 + 2 * row % 5)] for row in range(rows)]
+    strings = [" ".join(WORDS[token] for token in prompt[1:]) for prompt in prompts]
+    others = [{"row": row} for row in range(rows)]
+    return PromptSet(prompts=prompts, strings=strings, others=others, pad_id=PAD, report=Report(source=name))
+
+
+def count_a(prompts: list[str], responses: list[str], columns: list[dict[str, Any]]) -> list[float]:
+    """How often each response says "a"."""
+    return [float(response.split().count("a")) for response in responses]
+
+
+def exporter(engine: Any) -> Callable[[Path], None]:
+    def export(folder: Path) -> None:
+        state = engine.state()
+        if collectives.is_main():
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save(state, folder / "state.pt")
+
+    return export
+
+
+def supervised(
+    *,
+    engine: EngineConfig | None = None,
+    source: ModelSource = LLAMA,
+    train: SupervisedSet | None = None,
+    test: SupervisedSet | None = None,
+    schedule: Schedule | None = None,
+    batch_size: int = 4,
+    micro_batch_size: int = 2,
+    total: int = 5,
+    lr: float = 1e-2,
+    gradient_checkpointing: bool = False,
+) -> SupervisedTrainer:
+    module = actor("sft", source, gradient_checkpointing=gradient_checkpointing)
+    wrapped = (engine or Plain()).train(module, AdamW(lr=lr)(module), "actor")
+    return SupervisedTrainer(
+        engine=wrapped,
+        train=train or supervised_set(),
+        test=test,
+        schedule=schedule or Linear(),
+        batch_size=batch_size,
+        micro_batch_size=micro_batch_size,
+        total=total,
+        seed=0,
+        runtime=place(),
+        export=exporter(wrapped),
+    )
+
+
+def reward_model(
+    *,
+    engine: EngineConfig | None = None,
+    source: ModelSource = LLAMA,
+    train: PreferenceSet | None = None,
+    test: PreferenceSet | None = None,
+    batch_size: int = 4,
+    micro_batch_size: int = 2,
+    total: int = 5,
+    lr: float = 1e-2,
+) -> RewardModelTrainer:
+    module = scalar("reward", source)
+    wrapped = (engine or Plain()).train(module, AdamW(lr=lr)(module), "reward")
+    return RewardModelTrainer(
+        engine=wrapped,
+        train=train or preference_set(),
+        test=test,
+        pair_loss=BradleyTerry(),
+        schedule=Linear(),
+        batch_size=batch_size,
+        micro_batch_size=micro_batch_size,
+        total=total,
+        seed=0,
+        runtime=place(),
+        export=exporter(wrapped),
+    )
+
+
+def ppo(**changes: Any) -> PolicyGradient:
+    choices: dict[str, Any] = {
+        "advantage": advantages.GAE(),
+        "policy_loss": policy_losses.Clipped(),
+        "kl": kl.KLInReward(coef=0.1),
+        "aggregation": aggregation.TokenMean(),
+        "value_loss": value_losses.ClippedValueLoss(),
+        "epochs": 2,
+        "minibatches": 2,
+    }
+    return PolicyGradient(**(choices | changes))
+
+
+def rloo(**changes: Any) -> PolicyGradient:
+    choices: dict[str, Any] = {
+        "advantage": advantages.LeaveOneOut(),
+        "policy_loss": policy_losses.Reinforce(),
+        "aggregation": aggregation.ConstantLength(length=1),
+        "value_loss": None,
+        "epochs": 1,
+        "minibatches": 1,
+    }
+    return ppo(**(choices | changes))
+
+
+def grpo(**changes: Any) -> PolicyGradient:
+    choices: dict[str, Any] = {
+        "advantage": advantages.GroupRelative(),
+        "kl": kl.KLInLoss(),
+        "aggregation": aggregation.SequenceMean(),
+        "value_loss": None,
+    }
+    return ppo(**(choices | changes))
+
+
+def policy_gradient(
+    algorithm: PolicyGradient | None = None,
+    *,
+    engine: EngineConfig | None = None,
+    source: ModelSource = LLAMA,
+    reference: Actor | None = None,
+    reward: Reward | None = None,
+    train: PromptSet | None = None,
+    test: PromptSet | None = None,
+    schedule: Schedule | None = None,
+    prompts: int = 8,
+    samples: int = 1,
+    micro_batch: int = 4,
+    new_tokens: int = 6,
+    temperature: float = 0.9,
+    exact_kl: bool = True,
+    total: int = 4,
+    seed: int = 0,
+    lr: float = 1e-2,
+    critic_lr: float = 1e-2,
+) -> PolicyGradientTrainer:
+    algorithm = algorithm or ppo()
+    engine = engine or Plain()
+    policy = actor("actor", source)
+    frozen = engine.inference(copy.deepcopy(policy) if reference is None else reference, "reference")
+    plain = copy.deepcopy(policy)
+    critic = None
+    if algorithm.value_loss is not None:
+        module = scalar("critic", source)
+        critic = engine.train(module, AdamW(lr=critic_lr)(module), "critic")
+    wrapped = engine.train(policy, AdamW(lr=lr)(policy), "actor")
+
+    def sampling_actor() -> Actor:
+        if not is_sharded(wrapped.module):
+            return wrapped.module  # type: ignore[return-value]
+        refresh(plain, wrapped.module)
+        return plain
+
+    def prompts_of(rows: PromptSet) -> Prompts:
+        return Prompts(rows=rows, texts=RolloutTexts(rows, tokenizer()))
+
+    return PolicyGradientTrainer(
+        models=Models(
+            actor=wrapped,
+            critic=critic,
+            reference=frozen,
+            reward=reward or FunctionReward(function=count_a, name="count_a"),
+            sampling_actor=sampling_actor,
+        ),
+        algorithm=algorithm,
+        sampler=Sampler(
+            decoding=Sampling(max_new_tokens=new_tokens, temperature=temperature), end_ids=[EOS], pad_id=PAD
+        ),
+        train=prompts_of(train or prompt_set()),
+        test=None if test is None else prompts_of(test),
+        sizes=Sizes(prompts=prompts, samples=samples, micro_batch=micro_batch),
+        exact_kl=exact_kl,
+        schedule=schedule or Linear(),
+        total=total,
+        seed=seed,
+        runtime=place(),
+        export=exporter(wrapped),
+    )
+
+
+def parameters(*engines: Any) -> dict[str, Tensor]:
+    """Every parameter of the engines that are there, copied."""
+    return {
+        f"{engine.name}.{name}": tensor.detach().clone()
+        for engine in engines
+        if engine is not None
+        for name, tensor in engine.module.named_parameters()
+    }
+
+
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    """Bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
