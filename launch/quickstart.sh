@@ -26,7 +26,7 @@ stage() {  # stage NAME TITLE: one training command through the deepspeed launch
 
 if [ ! -e "$runs/data/prompts_test.jsonl" ]; then
     say "0. Film reviews with human labels"
-    python -m rlhf.data.movie_reviews "$runs/data"
+    python -m rlhf.data.movie_reviews "$runs/data" --pairings 2
 fi
 stage sft "1. A small language model of review sentences (SFT)"
 stage reward "2. A reward model from the human labels: positive ≻ negative"

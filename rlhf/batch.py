@@ -146,6 +146,20 @@ class Rollout(Rows):
         """(B,) int64 response tokens of each row, the end token included."""
         return self.mask.sum(1)
 
+    def trimmed(self) -> Rollout:
+        """The same rows without prompt and response columns that hold padding alone."""
+        P, T = self.prompt_mask.shape[1], max(int(self.lengths.max()), 1)
+        first = P - max(int(self.prompt_mask.sum(1).max()), 1)
+        return Rollout(
+            tokens=self.tokens[:, first : P + T],
+            prompt_mask=self.prompt_mask[:, first:],
+            mask=self.mask[:, :T],
+            ended=self.ended,
+            sampler_logprobs=self.sampler_logprobs[:, :T],
+            index=self.index,
+            group=self.group,
+        )
+
 
 @dataclass(kw_only=True, slots=True)
 class Experience(Rows):
@@ -165,6 +179,19 @@ class Experience(Rows):
         for name in ("returns", "old_values"):
             if getattr(self, name) is not None:
                 self._expect(name, shape, torch.float32)
+
+    def trimmed(self) -> Experience:
+        """The same rows without columns that hold padding alone."""
+        rollout = self.rollout.trimmed()
+        T = rollout.mask.shape[1]
+        return Experience(
+            rollout=rollout,
+            old_logprobs=self.old_logprobs[:, :T],
+            ref_logprobs=self.ref_logprobs[:, :T],
+            advantages=self.advantages[:, :T],
+            returns=None if self.returns is None else self.returns[:, :T],
+            old_values=None if self.old_values is None else self.old_values[:, :T],
+        )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -7,13 +7,8 @@ what ``--help`` shows beside it.
 
 from __future__ import annotations
 
-import ast
-import difflib
-import inspect
-import textwrap
 from dataclasses import dataclass, field, fields, is_dataclass
-from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -30,6 +25,9 @@ from rlhf.trainers.optimizers import AdamW
 from rlhf.trainers.schedules import Schedule
 
 T = TypeVar("T")
+
+CONF = "rlhf.conf"
+"""The package that holds the YAML files: ``conf/`` of the checkout."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -55,9 +53,7 @@ class Job:
 
     def __post_init__(self) -> None:
         """Refuse counts that are not positive."""
-        for name in ("micro_batch_size", "timeout_minutes"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        _expect_positive(self, "micro_batch_size", "timeout_minutes")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -91,6 +87,11 @@ class SFT(Job):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same gradient."""
 
+    def __post_init__(self) -> None:
+        """Refuse counts that are not positive."""
+        Job.__post_init__(self)
+        _expect_positive(self, "batch_size", "epochs")
+
 
 @dataclass(kw_only=True, slots=True)
 class Reward(Job):
@@ -112,6 +113,11 @@ class Reward(Job):
     """Passes over the data; more than one overfits easily."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same gradient."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that are not positive."""
+        Job.__post_init__(self)
+        _expect_positive(self, "batch_size", "epochs")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -178,6 +184,10 @@ class RolloutConfig:
     exact_kl: bool = True
     """Report the KL over the whole vocabulary beside its estimate; costs two logit tensors."""
 
+    def __post_init__(self) -> None:
+        """Refuse counts that are not positive."""
+        _expect_positive(self, "prompts", "samples")
+
 
 @dataclass(kw_only=True, slots=True)
 class RL(Job):
@@ -202,6 +212,17 @@ class RL(Job):
     rollouts: int = 100
     """Rollouts of the run, each followed by its updates."""
 
+    def __post_init__(self) -> None:
+        """Refuse counts that are not positive, and groups of one."""
+        Job.__post_init__(self)
+        _expect_positive(self, "rollouts")
+        advantage = self.algorithm.advantage
+        if advantage.needs_groups and self.rollout.samples < 2:
+            raise ValueError(
+                f"rollout.samples must be at least 2 for {type(advantage).__name__}, which compares the "
+                f"responses to one prompt, got {self.rollout.samples}"
+            )
+
 
 @dataclass(kw_only=True, slots=True)
 class Offline:
@@ -215,6 +236,10 @@ class Offline:
     """What scores a response."""
     micro_batch_size: int = 64
     """Rows of one forward pass."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that are not positive."""
+        _expect_positive(self, "micro_batch_size")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -231,6 +256,13 @@ class Generate(Offline):
     """Draw this many for each that is kept, the one with the highest score; 1 keeps all, without a reward."""
     decoding: Decoding
     """How tokens are chosen."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that are not positive, and a choice of the best without a reward."""
+        Offline.__post_init__(self)
+        _expect_positive(self, "samples", "best_of")
+        if self.best_of > 1 and isinstance(self.reward, NoReward):
+            raise ValueError(f"best_of={self.best_of} needs a reward to tell which is best, got reward=none")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -261,6 +293,18 @@ class Evaluate(Offline):
     """The distribution that responses are drawn from."""
     pairs: PreferenceData = field(default_factory=lambda: PreferenceData(path=None))
     """Human-labelled pairs that the reward and the judge are checked against; path=null for none."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that are not positive."""
+        Offline.__post_init__(self)
+        if any(n < 1 for n in self.best_of):
+            raise ValueError(f"Evaluate.best_of must hold counts of at least 1, got {self.best_of}")
+
+
+def _expect_positive(config: Job | Offline | RolloutConfig, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) <= 0:
+            raise ValueError(f"{type(config).__name__}.{name} must be positive, got {getattr(config, name)}")
 
 
 GROUPS: dict[str, dict[str, type]] = {
@@ -310,59 +354,31 @@ def build(raw: DictConfig, schema: type[T]) -> T:
     """The composed configuration as dataclasses, every ``__post_init__`` run.
 
     Raises:
-        ValueError: mandatory values are missing; all of them are named at once.
+        ValueError: mandatory values are missing, all of them named at once; keys were added or deleted; a
+            value is out of range.
     """
+    if added := _differences(raw, added=True):
+        raise ValueError(f"unknown key {added[0]}: no field of that name where it was added")
+    if deleted := _differences(raw, added=False):
+        raise ValueError(f"key {deleted[0]} was deleted; give it a value instead")
     missing = sorted(OmegaConf.missing_keys(raw))
     if missing:
         raise ValueError(f"these have no value yet: {', '.join(missing)}; give each as KEY=VALUE")
-    try:
-        built = OmegaConf.to_object(raw)
-    except AttributeError as error:  # a key added by +key=value that no component has
-        raise ValueError(f"unknown key {error.name}: no field of that name where it was added") from None
+    built = OmegaConf.to_object(raw)
     if not isinstance(built, schema):
         raise TypeError(f"the configuration is a {type(built).__name__}, not a {schema.__name__}")
     return built
 
 
-def documentation(component: type) -> dict[str, str]:
-    """The docstring literal under each field of a dataclass, inherited ones included."""
-    documented: dict[str, str] = {}
-    for cls in reversed(component.__mro__):
-        if is_dataclass(cls):
-            documented |= _literals(cls)
-    return {item.name: documented.get(item.name, "") for item in fields(component)}
-
-
-def _literals(cls: type) -> dict[str, str]:
-    tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-    body = tree.body[0].body  # type: ignore[attr-defined]
-    return {
-        before.target.id: " ".join(after.value.value.split())
-        for before, after in pairwise(body)
-        if isinstance(before, ast.AnnAssign)
-        and isinstance(before.target, ast.Name)
-        and isinstance(after, ast.Expr)
-        and isinstance(after.value, ast.Constant)
-        and isinstance(after.value.value, str)
-    }
-
-
-def keys(raw: DictConfig) -> list[str]:
-    """Every key of a composed configuration, dotted."""
-    return _keys(OmegaConf.to_container(raw, resolve=False), "")
-
-
-def _keys(tree: Any, prefix: str) -> list[str]:
-    if not isinstance(tree, dict):
+def _differences(node: DictConfig, *, added: bool, prefix: str = "") -> list[str]:
+    """Dotted keys that were added to the dataclasses' fields, or else deleted from them."""
+    component = OmegaConf.get_type(node)
+    if component is None or not is_dataclass(component):
         return []
-    return [
-        key for name, branch in tree.items() for key in (prefix + name, *_keys(branch, f"{prefix}{name}."))
-    ]
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """«; did you mean X?», or nothing when no name is near."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if not close:  # the last part may be right and stand elsewhere
-        close = [key for key in known if key.split(".")[-1] == word.rsplit(".", maxsplit=1)[-1]][:1]
-    return f"; did you mean {close[0]}?" if close else ""
+    own, known = set(node), {item.name for item in fields(component)}
+    found = [prefix + str(key) for key in sorted(own - known if added else known - own)]
+    for key in sorted(own & known):
+        child = None if OmegaConf.is_missing(node, key) else node[key]
+        if isinstance(child, DictConfig):
+            found += _differences(child, added=added, prefix=f"{prefix}{key}.")
+    return found

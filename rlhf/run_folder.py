@@ -18,9 +18,13 @@ class RunFolder:
         self.path = path
         self.writes = writes
         self._board: Any = None
+        self._continuation: str | None = None
 
     def claim(self, config: str, *, resume: bool) -> None:
         """Take the folder for this run and save its resolved configuration, before anything else runs.
+
+        That of a run to be continued waits for ``rewind``: until a checkpoint has been loaded the folder
+        stays as it is.
 
         Raises:
             ValueError: the folder holds a run already and ``resume`` is false, or none and it is true.
@@ -33,6 +37,9 @@ class RunFolder:
             )
         if resume and not self.checkpoints.is_dir():
             raise ValueError(f"resume=true, but {self.path} holds no checkpoints to continue from")
+        if resume:
+            self._continuation = config
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "config.yaml").write_text(config, encoding="utf-8")
 
@@ -47,9 +54,14 @@ class RunFolder:
         return self.path / "model"
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged after ``step``, and a last line that was cut while being written."""
+        """Forget what was logged after ``step``, and a last line that was cut while being written.
+
+        From here on the folder is that of the continued run, its configuration included.
+        """
         if not self.writes:
             return
+        if self._continuation is not None:
+            (self.path / "config.yaml").write_text(self._continuation, encoding="utf-8")
         for name in ("metrics.jsonl", "samples.jsonl"):
             file = self.path / name
             if file.exists():

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from rlhf.cli.application import Command, Place
 from rlhf.cli.pieces import claim_results, load_reward, sampler_for, tokenizer_of
+from rlhf.cli.room import Longest, longest
 from rlhf.config import Evaluate
+from rlhf.data.loaded import PreferenceSet
 from rlhf.distributed.collectives import gather_objects, is_main
 from rlhf.distributed.engine_config import Plain
 from rlhf.evaluation.pairs import Agreement, agreement
@@ -27,6 +29,9 @@ from rlhf.rewards.reward import FunctionReward, Reward, import_function
 from rlhf.rollout.texts import RolloutTexts
 from rlhf.seeding import generator
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 REFERENCE = "reference"
 FILES = ("report.md", "report.json", "policies.png")
 
@@ -36,15 +41,31 @@ def evaluate(config: Evaluate, place: Place) -> None:
     claim_results(place, FILES)
     tokenizer = tokenizer_of(config.reference)
     reference = _policy(config.reference, tokenizer, place)
+    prompts = config.prompts.load(tokenizer)
+    pairs = None if config.pairs.path is None else config.pairs.load(tokenizer)
+    sampled = longest(prompts, new_tokens=config.sampling.max_new_tokens)
+    sampled.expect_room(reference)
     reward = load_reward(
         config.reward,
         engine=Plain(),
         actor=reference,
         tokenizer=tokenizer,
+        longest=sampled if pairs is None else max(sampled, longest(pairs), key=Longest.needed),
         micro_rows=config.micro_batch_size,
     )
-    agreements = _agreements(config, reward, tokenizer, place)
-    summaries, responses = _compare(config, reference, reward, tokenizer, place)
+    agreements = [] if pairs is None else _agreements(config, pairs, reward, tokenizer, place)
+    evaluator = Evaluator(
+        prompts=prompts,
+        texts=RolloutTexts(prompts, tokenizer),
+        sampler=sampler_for(reference, tokenizer, config.sampling),
+        reference=reference,
+        reward=reward,
+        judge=None if config.judge is None else import_function(config.judge),
+        rows=config.micro_batch_size,
+        seed=config.seed,
+        device=place.runtime.device,
+    )
+    summaries, responses = _compare(config, evaluator, tokenizer, place)
     if is_main():
         _write(place.folder, config, agreements, summaries, responses)
 
@@ -54,12 +75,13 @@ def _policy(source: Pretrained, tokenizer: PreTrainedTokenizerBase, place: Place
 
 
 def _agreements(
-    config: Evaluate, reward: Reward, tokenizer: PreTrainedTokenizerBase, place: Place
+    config: Evaluate,
+    pairs: PreferenceSet,
+    reward: Reward,
+    tokenizer: PreTrainedTokenizerBase,
+    place: Place,
 ) -> list[Agreement]:
     """How the reward, and the judge, rank the human-labelled pairs."""
-    if config.pairs.path is None:
-        return []
-    pairs = config.pairs.load(tokenizer)
     scorers = {"reward": reward} | _judge(config)
     found = []
     for name, scorer in scorers.items():
@@ -80,21 +102,10 @@ def _judge(config: Evaluate) -> dict[str, Reward]:
 
 
 def _compare(
-    config: Evaluate, reference: Actor, reward: Reward, tokenizer: PreTrainedTokenizerBase, place: Place
+    config: Evaluate, evaluator: Evaluator, tokenizer: PreTrainedTokenizerBase, place: Place
 ) -> tuple[list[Summary], dict[str, list[Response]]]:
     """Every policy on the same prompts; the reference first."""
-    prompts = config.prompts.load(tokenizer)
-    evaluator = Evaluator(
-        prompts=prompts,
-        texts=RolloutTexts(prompts, tokenizer),
-        sampler=sampler_for(reference, tokenizer, config.sampling),
-        reference=reference,
-        reward=reward,
-        judge=None if config.judge is None else import_function(config.judge),
-        rows=config.micro_batch_size,
-        seed=config.seed,
-        device=place.runtime.device,
-    )
+    prompts, reference = evaluator.prompts, evaluator.reference
 
     def respond(name: str, actor: Actor, samples: int) -> list[Response]:
         everyone = torch.arange(len(prompts))
@@ -112,6 +123,7 @@ def _compare(
     for name, path in config.policies.items():
         policy = _policy(Pretrained(path=path), tokenizer, place)
         expect_same_vocabulary(reference, policy)
+        longest(prompts, new_tokens=config.sampling.max_new_tokens).expect_room(policy)
         responses[name] = respond(name, policy, 1)
         summaries.append(summarise(name, responses[name]))
     return summaries, responses

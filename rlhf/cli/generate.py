@@ -12,6 +12,7 @@ from tqdm import tqdm
 from rlhf.batch import Rollout
 from rlhf.cli.application import Command, Place
 from rlhf.cli.pieces import claim_results, load_reward, sampler_for, single_process, tokenizer_of
+from rlhf.cli.room import longest
 from rlhf.config import Generate, NoReward
 from rlhf.distributed.engine_config import Plain
 from rlhf.models.frozen import frozen
@@ -25,14 +26,14 @@ from rlhf.seeding import generator
 def generate(config: Generate, place: Place) -> None:
     """Write ``responses.jsonl``: prompt, response, whether it ended by itself, and a score if wanted."""
     single_process(place, "rlhf generate")
-    if config.samples < 1 or config.best_of < 1:
-        raise ValueError(f"samples and best_of must be at least 1, got {config.samples} and {config.best_of}")
-    if config.best_of > 1 and isinstance(config.reward, NoReward):
-        raise ValueError(f"best_of={config.best_of} needs a reward to tell which is best, got reward=none")
     claim_results(place, ("responses.jsonl",))
     tokenizer = tokenizer_of(config.model)
     actor = frozen(load_actor(config.model, tokenizer, generator=generator(0, "unused")))
     actor.to(place.runtime.device)
+    prompts = config.prompts.load(tokenizer)
+    sampler = sampler_for(actor, tokenizer, config.decoding)
+    text = longest(prompts, new_tokens=sampler.max_new_tokens)
+    text.expect_room(actor)
     reward = None
     if not isinstance(config.reward, NoReward):
         reward = load_reward(
@@ -40,11 +41,10 @@ def generate(config: Generate, place: Place) -> None:
             engine=Plain(),
             actor=actor,
             tokenizer=tokenizer,
+            longest=text,
             micro_rows=config.micro_batch_size,
         )
-    prompts = config.prompts.load(tokenizer)
     texts = RolloutTexts(prompts, tokenizer)
-    sampler = sampler_for(actor, tokenizer, config.decoding)
     drawn = config.samples * config.best_of
     with (place.folder / "responses.jsonl").open("w", encoding="utf-8") as file:
         for index in tqdm(

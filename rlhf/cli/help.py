@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
+from dataclasses import fields, is_dataclass
+from itertools import pairwise
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from rlhf.config import GROUPS, documentation
+from rlhf.cli.composition import compose, groups, options
 
 COMMENT_COLUMN = 46
 
 
-def describe(name: str, overrides: list[str], conf: str) -> str:
+def describe(name: str, overrides: list[str]) -> str:
     """The help text of ``rlhf NAME``, under the given overrides."""
-    with hydra.initialize_config_module(conf.removeprefix("pkg://"), version_base="1.3"):
-        raw = hydra.compose(config_name=name, overrides=overrides)
-        loader = hydra.core.global_hydra.GlobalHydra.instance().config_loader()
-        used = [group for group in GROUPS if group.split("/")[0] in raw]
-        options = {group: loader.get_group_options(group) for group in [*used, "experiment"]}
+    raw = compose(name, overrides)
+    used = [group for group in sorted(groups()) if group == "experiment" or group.split("/")[0] in raw]
     head = f"usage: rlhf {name} key=value …   (a Hydra application: --cfg job, --multirun, --info)\n"
-    groups = [f"  {group}={'|'.join(o for o in names if o != 'schema')}" for group, names in options.items()]
-    return "\n".join([head, "Choices:", *groups, "", "Keys:", *_lines(raw, 1), ""])
+    choices = [f"  {group}={'|'.join(options(group))}" for group in used]
+    return "\n".join([head, "Choices:", *choices, "", "Keys:", *_lines(raw, 1), ""])
 
 
 def _lines(node: DictConfig, depth: int) -> list[str]:
     schema = OmegaConf.get_type(node)
     meanings = documentation(schema) if schema not in (dict, None) else {}
     lines: list[str] = []
-    for key in node:
+    for key in map(str, node):
         child = None if OmegaConf.is_missing(node, key) else node._get_node(key)
         nested = isinstance(child, DictConfig) and child._content is not None and not child._is_none()
-        value = "" if nested else _shown(node, str(key))
-        lines.append(_line(f"{'  ' * depth}{key}:{value}", meanings.get(str(key), "")))
+        value = "" if nested else _shown(node, key)
+        lines.append(_line(f"{'  ' * depth}{key}:{value}", meanings.get(key, "")))
         if nested:
             assert isinstance(child, DictConfig)
             lines += _lines(child, depth + 1)
@@ -48,3 +49,26 @@ def _shown(node: DictConfig, key: str) -> str:
 
 def _line(left: str, meaning: str) -> str:
     return f"{left:<{COMMENT_COLUMN}} # {meaning}" if meaning else left
+
+
+def documentation(component: type) -> dict[str, str]:
+    """The docstring literal under each field of a dataclass, inherited ones included."""
+    documented: dict[str, str] = {}
+    for cls in reversed(component.__mro__):
+        if is_dataclass(cls):
+            documented |= _literals(cls)
+    return {item.name: documented.get(item.name, "") for item in fields(component)}
+
+
+def _literals(cls: type) -> dict[str, str]:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    body = tree.body[0].body  # type: ignore[attr-defined]
+    return {
+        before.target.id: " ".join(after.value.value.split())
+        for before, after in pairwise(body)
+        if isinstance(before, ast.AnnAssign)
+        and isinstance(before.target, ast.Name)
+        and isinstance(after, ast.Expr)
+        and isinstance(after.value, ast.Constant)
+        and isinstance(after.value.value, str)
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 
 COMMANDS = {
     "sft": "supervised fine-tuning",
@@ -36,6 +37,8 @@ def main() -> None:
         sys.exit(2)
     from rlhf.cli.application import run
 
+    if (here := str(Path.cwd())) not in sys.path:  # as python -m has it: reward functions may lie here
+        sys.path.insert(0, here)
     sys.exit(run(command, importlib.import_module(f"rlhf.cli.{command}").COMMAND, rest))
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from rlhf.cli.application import Place
+from rlhf.cli.room import Longest
 from rlhf.config import Job, RewardFunction, RewardModel, RewardSource
 from rlhf.data.tokenizers import end_ids, load_tokenizer
+from rlhf.distributed import runtime
 from rlhf.distributed.collectives import is_main, on_main
-from rlhf.distributed.engine import Engine
+from rlhf.distributed.engine import Engine, cast_parameters
 from rlhf.distributed.engine_config import EngineConfig
 from rlhf.distributed.gathering import is_sharded, refresh
 from rlhf.evaluation.plots import curves
@@ -26,6 +27,9 @@ from rlhf.rollout.sampler import Sampler
 from rlhf.run_folder import RunFolder
 from rlhf.seeding import generator
 from rlhf.trainers.loop import Trainer, run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def open_folder(config: Job, place: Place) -> RunFolder:
@@ -77,12 +81,13 @@ def load_reward(
     engine: EngineConfig,
     actor: Actor | None,
     tokenizer: PreTrainedTokenizerBase,
+    longest: Longest,
     micro_rows: int,
 ) -> Reward:
     """The reward that a configuration names.
 
     Raises:
-        ValueError: it does not fit the actor, or cannot be loaded.
+        ValueError: it does not fit the actor or the longest text, or cannot be loaded.
     """
     if isinstance(source, RewardFunction):
         return FunctionReward(function=import_function(source.function), name=source.function)
@@ -91,14 +96,22 @@ def load_reward(
     model = load_scalar_model(
         Pretrained(path=source.path), tokenizer, generator=generator(0, "unused"), fresh_head=False
     )
+    longest.expect_room(model)
     if actor is not None:
         expect_same_vocabulary(actor, model)
     return ModelReward(model=engine.inference(model, "reward model"), micro_rows=micro_rows)
 
 
 def copy_for_sampling(actor: Actor, engine: EngineConfig) -> Actor:
-    """A plain copy where the engine will split the actor's parameters, else the actor itself."""
-    return copy.deepcopy(actor) if engine.splits_parameters else actor
+    """A plain copy where the engine will split the actor's parameters, else the actor itself.
+
+    It has the engine's precision, for the sampler must be the policy that is scored.
+    """
+    if not engine.splits_parameters:
+        return actor
+    plain = copy.deepcopy(actor)
+    cast_parameters(plain, engine.dtype)
+    return plain.to(runtime.device())
 
 
 def sampler_for(actor: Actor, tokenizer: PreTrainedTokenizerBase, decoding: Decoding) -> Sampler:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rlhf.cli.application import Command, Place
 from rlhf.cli.pieces import exporter, open_folder, tokenizer_of, train_and_draw
+from rlhf.cli.room import longest
 from rlhf.config import Reward
 from rlhf.models.loading import load_scalar_model
 from rlhf.seeding import generator
@@ -23,6 +24,7 @@ def train(config: Reward, place: Place) -> None:
         fresh_head=True,
         gradient_checkpointing=config.gradient_checkpointing,
     )
+    longest(data, test).expect_room(model)
     engine = config.engine.train(model, config.optimizer(model), "reward")
     trainer = RewardModelTrainer(
         engine=engine,

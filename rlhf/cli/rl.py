@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from rlhf.cli.application import Command, Place
 from rlhf.cli.pieces import (
@@ -15,6 +15,7 @@ from rlhf.cli.pieces import (
     tokenizer_of,
     train_and_draw,
 )
+from rlhf.cli.room import Longest, longest
 from rlhf.config import RL, RewardModel
 from rlhf.data.sets import PromptData
 from rlhf.distributed.engine import Engine
@@ -26,6 +27,9 @@ from rlhf.rollout.texts import RolloutTexts
 from rlhf.seeding import generator
 from rlhf.trainers.micro_batches import exact_div
 from rlhf.trainers.policy_gradient import Models, PolicyGradientTrainer, Prompts, Sizes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def train(config: RL, place: Place) -> None:
@@ -41,16 +45,19 @@ def train(config: RL, place: Place) -> None:
         gradient_checkpointing=config.actor.gradient_checkpointing,
     )
     sampler = sampler_for(actor, tokenizer, config.rollout.sampling)
+    text = longest(prompts.rows, None if test is None else test.rows, new_tokens=sampler.max_new_tokens)
+    text.expect_room(actor)
     ranks = place.runtime.world_size
     reward = load_reward(
         config.reward,
         engine=config.engine,
         actor=actor,
         tokenizer=tokenizer,
+        longest=text,
         micro_rows=exact_div(config.micro_batch_size, ranks, "micro_batch_size", "ranks"),
     )
-    reference = _reference(config, actor, tokenizer)
-    critic = _critic(config, actor, tokenizer)
+    reference = _reference(config, actor, tokenizer, text)
+    critic = _critic(config, actor, tokenizer, text)
     plain = copy_for_sampling(actor, config.engine)
     engine = config.engine.train(actor, config.actor.optimizer(actor), "actor")
     trainer = PolicyGradientTrainer(
@@ -85,15 +92,16 @@ def _prompts(data: PromptData, tokenizer: PreTrainedTokenizerBase) -> Prompts:
     return Prompts(rows=rows, texts=RolloutTexts(rows, tokenizer))
 
 
-def _reference(config: RL, actor: Actor, tokenizer: PreTrainedTokenizerBase) -> Inference:
+def _reference(config: RL, actor: Actor, tokenizer: PreTrainedTokenizerBase, text: Longest) -> Inference:
     """The frozen policy that the KL is measured to."""
     source = config.actor.model if config.reference is None else Pretrained(path=config.reference)
     reference = load_actor(source, tokenizer, generator=generator(config.seed, "weights"))
     expect_same_vocabulary(actor, reference)
+    text.expect_room(reference)
     return config.engine.inference(reference, "reference")
 
 
-def _critic(config: RL, actor: Actor, tokenizer: PreTrainedTokenizerBase) -> Engine | None:
+def _critic(config: RL, actor: Actor, tokenizer: PreTrainedTokenizerBase, text: Longest) -> Engine | None:
     """The value model, started from a reward model: trunk and head (numerics D34)."""
     if config.algorithm.value_loss is None:
         return None
@@ -110,6 +118,7 @@ def _critic(config: RL, actor: Actor, tokenizer: PreTrainedTokenizerBase) -> Eng
         gradient_checkpointing=config.critic.gradient_checkpointing,
     )
     expect_same_vocabulary(actor, critic)
+    text.expect_room(critic)
     return config.engine.train(critic, config.critic.optimizer(critic), "critic")
 
 

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from rlhf.cli.application import Command, Place
 from rlhf.cli.pieces import claim_results, load_reward, single_process
+from rlhf.cli.room import longest
 from rlhf.config import RewardModel, Score
 from rlhf.data.tokenizers import load_tokenizer
 from rlhf.distributed.engine_config import Plain
@@ -27,10 +28,15 @@ def score(config: Score, place: Place) -> None:
     if source is None:
         raise ValueError("tokenizer must name one: the reward is no model that brings its own")
     tokenizer = load_tokenizer(source)
-    reward = load_reward(
-        config.reward, engine=Plain(), actor=None, tokenizer=tokenizer, micro_rows=config.micro_batch_size
-    )
     rows = config.data.load(tokenizer)
+    reward = load_reward(
+        config.reward,
+        engine=Plain(),
+        actor=None,
+        tokenizer=tokenizer,
+        longest=longest(rows),
+        micro_rows=config.micro_batch_size,
+    )
     total = 0.0
     with (place.folder / "scores.jsonl").open("w", encoding="utf-8") as file:
         for index in tqdm(torch.arange(len(rows)).split(config.micro_batch_size), file=sys.stderr):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from rlhf.cli.application import Command, Place
 from rlhf.cli.pieces import exporter, open_folder, tokenizer_of, train_and_draw
+from rlhf.cli.room import longest
 from rlhf.config import SFT
 from rlhf.data.sources import read_rows
 from rlhf.data.tokenizers import load_tokenizer, train_bpe
@@ -13,6 +14,9 @@ from rlhf.models.loading import load_actor
 from rlhf.models.sources import Pretrained
 from rlhf.seeding import generator
 from rlhf.trainers.supervised import SupervisedTrainer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def train(config: SFT, place: Place) -> None:
@@ -27,6 +31,7 @@ def train(config: SFT, place: Place) -> None:
         generator=generator(config.seed, "weights"),
         gradient_checkpointing=config.gradient_checkpointing,
     )
+    longest(data, test).expect_room(actor)
     engine = config.engine.train(actor, config.optimizer(actor), "actor")
     trainer = SupervisedTrainer(
         engine=engine,
@@ -49,7 +54,8 @@ def _tokenizer(config: SFT) -> PreTrainedTokenizerBase:
         return load_tokenizer(config.tokenizer.path)
     if isinstance(config.model, Pretrained):
         return tokenizer_of(config.model)
-    assert config.data.path is not None, "checked when the data was loaded"
+    if config.data.path is None:
+        raise ValueError("data.path must name the demonstrations, got null")
     rows = read_rows(config.data.path, config.data.split, config=config.data.config)
     texts = [value for row in rows for value in row.values.values() if isinstance(value, str)]
     return train_bpe(texts, config.tokenizer.vocab_size)

@@ -25,6 +25,11 @@ class SupervisedSet:
     def __len__(self) -> int:
         return len(self.encoded)
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        return [len(row.tokens) for row in self.encoded]
+
     def batch(self, index: Tensor) -> SequenceBatch:
         """The rows that ``index`` (B,) names, right-padded."""
         return pad_sequences([self.encoded[i] for i in index.tolist()], pad_id=self.pad_id)
@@ -42,6 +47,12 @@ class PreferenceSet:
 
     def __len__(self) -> int:
         return len(self.chosen)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each pair's longer text."""
+        sides = zip(self.chosen, self.rejected, strict=True)
+        return [max(len(text.tokens) for text in pair) for pair in sides]
 
     def batch(self, index: Tensor) -> PreferenceBatch:
         """The pairs that ``index`` (B,) names, right-padded."""
@@ -66,6 +77,11 @@ class PromptSet:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each prompt."""
+        return [len(tokens) for tokens in self.prompts]
 
     def batch(self, index: Tensor, *, samples: int = 1, groups: Tensor | None = None) -> PromptBatch:
         """The prompts that ``index`` (N,) names, each ``samples`` times in succession, left-padded.

@@ -73,7 +73,7 @@ def _json_object(line: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(line.decode("utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: broken JSON at column {error.colno}: {error.msg}") from None
+        raise ValueError(f"{where}: broken JSON at column {error.pos + 1}: {error.msg}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: byte {error.start + 1} is not UTF-8") from None
     if not isinstance(value, dict):

@@ -92,17 +92,6 @@ def end_ids(
     return ends
 
 
-def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, vocab_size: int, name: str) -> None:
-    """Refuse a tokenizer that can write ids beyond the embedding of the model ``name``.
-
-    PAD alone may lie outside, for it is never embedded (numerics D4).
-    """
-    needed = max(set(tokenizer.get_vocab().values()) - {tokenizer.pad_token_id}) + 1
-    if needed > vocab_size:
-        raise ValueError(
-            f"the tokenizer does not fit {name}: it needs {needed} tokens, the vocabulary has {vocab_size}"
-        )
-
 
 def train_bpe(
     texts: Iterable[str], vocab_size: int, path: str | Path | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -46,14 +46,6 @@ def all_sum(tensor: Tensor) -> Tensor:
         dist.all_reduce(total)
     return total.to(tensor.device, tensor.dtype if floating else torch.int64)
 
-
-def all_sum_scalars(values: Mapping[str, float]) -> dict[str, float]:
-    """The sum over ranks of each name, in float64; a name that a rank lacks counts 0 there."""
-    total: dict[str, float] = {}
-    for part in gather_objects(dict(values)):
-        for name, value in part.items():
-            total[name] = total.get(name, 0.0) + float(value)
-    return total
 
 
 def all_max(tensor: Tensor) -> Tensor:

@@ -53,6 +53,11 @@ class EngineConfig(ABC):
     def splits_parameters(self) -> bool:
         """Whether each rank holds a part of the parameters only, so that sampling needs a gathered copy."""
 
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Of weights and activations."""
+
     @abstractmethod
     def train(self, module: nn.Module, optimizer: torch.optim.Optimizer, name: str) -> Engine:
         """An engine around the module; ``name`` (e.g. "actor") appears in its errors.
@@ -74,6 +79,11 @@ class Plain(EngineConfig):
     def splits_parameters(self) -> bool:
         """Never."""
         return False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """float32."""
+        return torch.float32
 
     def train(self, module: nn.Module, optimizer: torch.optim.Optimizer, name: str) -> Engine:
         """A :class:`TorchEngine`."""
@@ -127,6 +137,11 @@ class ZeRO(EngineConfig):
     def splits_parameters(self) -> bool:
         """At stage 3."""
         return self.stage == 3
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the precision."""
+        return self.precision.dtype
 
     def train(self, module: nn.Module, optimizer: torch.optim.Optimizer, name: str) -> Engine:
         """A :class:`~rlhf.distributed.deepspeed_engine.DeepSpeedEngine`."""

@@ -1,9 +1,7 @@
-"""The ranks of a run, their devices and their random streams: the one place that reads the environment."""
+"""The ranks of a run, and their devices: the one place that reads the environment."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import sys
@@ -78,14 +76,6 @@ def device() -> torch.device:
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
 
-
-def generator(seed: int, *names: str | int) -> torch.Generator:
-    """An own random stream (on the CPU) for each name, e.g. ``generator(seed, "sampling", rank)``.
-
-    The stream depends on seed and names only (sha256), and nothing touches the global one.
-    """
-    digest = hashlib.sha256(json.dumps([seed, *names]).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)  # 63 bits: a signed int64
 
 
 def _place() -> tuple[int, int, int]:

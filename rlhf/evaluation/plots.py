@@ -62,9 +62,9 @@ def comparison(
     plt = _pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), constrained_layout=True)
     scores = [response.score for rows in responses.values() for response in rows]
-    edges = [min(scores) + (max(scores) - min(scores)) * step / 40 for step in range(41)]
+    shared = {"bins": 40, "range": (min(scores), max(scores)), "density": True, "alpha": 0.5}
     for name, rows in responses.items():
-        left.hist([response.score for response in rows], bins=edges, alpha=0.5, density=True, label=name)
+        left.hist([response.score for response in rows], label=name, **shared)
     left.set_xlabel("reward-model score")
     left.set_ylabel("density")
     left.legend()

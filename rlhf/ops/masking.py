@@ -28,25 +28,6 @@ def response_mask(responses: Tensor, end_ids: Sequence[int] | Tensor) -> Tensor:
     return ends.cumsum(1) - ends == 0
 
 
-def masked_mean(x: Tensor, mask: Tensor, total: Total) -> Tensor:
-    """Mean of ``x`` over the True positions of all ranks, summed in float64 (numerics D37).
-
-    Args:
-        x: any shape; what it holds where the mask is False is not read.
-        mask: bool, shape of ``x``.
-        total: sums over ranks.
-
-    Returns:
-        () float64.
-
-    Raises:
-        ValueError: no position is True on any rank.
-    """
-    sums = total(torch.stack([torch.where(mask, x, 0.0).double().sum(), mask.sum().double()]))
-    if sums[1] == 0:
-        raise ValueError("masked_mean: the mask has no True position on any rank, needs at least 1")
-    return sums[0] / sums[1]
-
 
 @dataclass(kw_only=True, slots=True)
 class Moments:

@@ -36,7 +36,7 @@ def held_out(rows: int, size: int, rank: int, world_size: int) -> Iterator[tuple
         index (b,): rows; the last group repeats row 0 where a rank has run out.
         real (b,): bool, False on such a repetition.
     """
-    share = torch.arange(rank, rows, world_size)
+    share = torch.arange(rows)[rank::world_size]  # empty where there are fewer rows than ranks
     longest = -(-rows // world_size)
     filled = torch.cat([share, torch.zeros(longest - len(share), dtype=torch.int64)])
     real = torch.arange(longest) < len(share)

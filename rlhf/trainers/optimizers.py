@@ -24,14 +24,14 @@ class AdamW:
     """Decay per unit of learning rate, of matrices only: norms and biases are spared."""
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
+        if not self.lr > 0:
             raise ValueError(f"AdamW.lr must be positive, got {self.lr}")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"AdamW.{name} must be in [0, 1), got {getattr(self, name)}")
-        if self.eps <= 0:
+        if not self.eps > 0:
             raise ValueError(f"AdamW.eps must be positive, got {self.eps}")
-        if self.weight_decay < 0:
+        if not self.weight_decay >= 0:
             raise ValueError(f"AdamW.weight_decay must not be negative, got {self.weight_decay}")
 
     def __call__(self, module: nn.Module) -> torch.optim.AdamW:

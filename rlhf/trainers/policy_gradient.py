@@ -31,7 +31,7 @@ from rlhf.rollout.sampler import Sampler
 from rlhf.rollout.texts import RolloutTexts
 from rlhf.seeding import generator
 from rlhf.trainers import rollout_metrics
-from rlhf.trainers.micro_batches import exact_div
+from rlhf.trainers.micro_batches import by_length, exact_div
 from rlhf.trainers.progress import load_progress, save_progress
 from rlhf.trainers.rollout_metrics import Measured
 from rlhf.trainers.schedules import Schedule
@@ -167,8 +167,7 @@ class PolicyGradientTrainer:
     @torch.no_grad()
     def measure(self, rollout: Rollout, scores: Tensor) -> Measured:
         """Log-probs of actor and reference, and the reward of each token."""
-        parts = [self._measure(part) for part in self._micro_batches(rollout)]
-        old, entropies, ref, exact_kl = (torch.cat(column) for column in zip(*parts, strict=True))
+        old, entropies, ref, exact_kl = self._by_rows(rollout, self._measure)
         rewards = self.algorithm.shape(scores, rollout.ended, old, ref, rollout.mask, self.state.kl_coef)
         return Measured(
             rollout=rollout,
@@ -185,7 +184,7 @@ class PolicyGradientTrainer:
         """(B, T) the critic's values before the updates; None without a critic."""
         if self.models.critic is None:
             return None
-        return torch.cat([self._critic_values(part) for part in self._micro_batches(rollout)])
+        return self._by_rows(rollout, lambda part: (self._critic_values(part),))[0]
 
     def estimate(self, measured: Measured, values: Tensor | None) -> Experience:
         """Advantages and returns, fixed for all updates of this rollout."""
@@ -220,9 +219,20 @@ class PolicyGradientTrainer:
             self.models.critic(part.tokens, part.attention_mask), part.prompt_mask.shape[1], part.mask
         )
 
-    def _micro_batches(self, rollout: Rollout) -> Iterator[Rollout]:
-        for rows in torch.arange(len(rollout)).split(self.micro_rows):
-            yield rollout.rows(rows)
+    def _by_rows(
+        self, rollout: Rollout, measure: Callable[[Rollout], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """(B, T) each: what ``measure`` says of every row, 0 on padding.
+
+        Rows of like length share a forward pass, so that little of it is padding.
+        """
+        columns: tuple[Tensor, ...] = ()
+        for rows in by_length(rollout.attention_mask.sum(1), self.micro_rows):
+            measured = measure(rollout.rows(rows).trimmed())
+            columns = columns or tuple(torch.zeros_like(rollout.sampler_logprobs) for _ in measured)
+            for column, part in zip(columns, measured, strict=True):
+                column[rows, : part.shape[1]] = part
+        return columns
 
     def scale_learning_rates(self, metrics: Metrics) -> None:
         """Set once per rollout, for all parameter groups (numerics D43)."""
@@ -245,11 +255,11 @@ class PolicyGradientTrainer:
         """One optimiser step of the actor and one of the critic, from the whole minibatch's gradients."""
         weights = self.algorithm.aggregation(minibatch.rollout.mask, all_sum)  # (b, T)
         loss = 0.0
-        for rows in torch.arange(len(minibatch)).split(self.micro_rows):
-            part = minibatch.rows(rows)
-            loss += self._actor_backward(part, weights[rows], metrics)
+        for rows in by_length(minibatch.rollout.attention_mask.sum(1), self.micro_rows):
+            part = minibatch.rows(rows).trimmed()
+            loss += self._actor_backward(part, weights[rows, : part.rollout.mask.shape[1]], metrics)
             if self.models.critic is not None:
-                self._critic_backward(part, weights[rows], metrics)
+                self._critic_backward(part, weights[rows, : part.rollout.mask.shape[1]], metrics)
         metrics.add("loss", loss, 1 / self.runtime.world_size)  # the step's loss is a sum over ranks
         metrics.value("actor/grad_norm", self.models.actor.step())
         if self.models.critic is not None:

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from rlhf.cli.application import run
+from rlhf.cli.application import Command, run
+from rlhf.cli.main import COMMANDS
 
 TINY_MODEL = (
     "model=tiny_llama",
@@ -103,7 +104,13 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         chat_tokenizer=folder / "chat_tokenizer",
     )
     sft = ("name=sft", f"data.path={made.demonstrations}", *TINY_MODEL, *SMALL_STEPS, "batch_size=6")
-    reward = ("name=reward", f"model.path={made.sft}", f"data.path={made.pairs}", *SMALL_STEPS, "batch_size=6")
+    reward = (
+        "name=reward",
+        f"model.path={made.sft}",
+        f"data.path={made.pairs}",
+        *SMALL_STEPS,
+        "batch_size=6",
+    )
     for name, arguments in (("sft", sft), ("reward", reward)):
         outcome = execute(folder, name, *arguments)
         assert outcome.status == 0, outcome.err
@@ -127,6 +134,12 @@ Run = Callable[..., Outcome]
 def rlhf(tmp_path: Path) -> Run:
     """``rlhf("sft", "name=…", …)`` as if called in an empty folder."""
     return lambda name, *arguments: execute(tmp_path, name, *arguments)
+
+
+@pytest.fixture(scope="session")
+def commands() -> dict[str, Command]:
+    """Every command by name."""
+    return {name: importlib.import_module(f"rlhf.cli.{name}").COMMAND for name in COMMANDS}
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from transformers import AutoTokenizer, GPT2Config, LlamaConfig, PreTrainedToken
 
 from rlhf.data.tokenizers import (
     begin_ids,
-    check_tokenizer_fits,
     end_ids,
     give_own_pad,
     load_tokenizer,
@@ -122,14 +121,6 @@ def test_a_tokenizer_without_end_token_is_refused(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has no end token"):
         load_tokenizer(str(tmp_path))
-
-
-def test_only_pad_may_lie_outside_the_vocabulary() -> None:
-    tokenizer = words()
-    give_own_pad(tokenizer)  # id 2
-    check_tokenizer_fits(tokenizer, 2, "actor")
-    with pytest.raises(ValueError, match="does not fit actor: it needs 2 tokens, the vocabulary has 1"):
-        check_tokenizer_fits(tokenizer, 1, "actor")
 
 
 def test_end_tokens_are_those_of_tokenizer_and_generation_config() -> None:

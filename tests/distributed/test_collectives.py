@@ -21,7 +21,6 @@ def test_alone_sum_and_maximum_are_the_tensor_in_new_memory(dtype: torch.dtype) 
 
 def test_alone_everything_else_is_the_identity() -> None:
     assert (collectives.rank(), collectives.world_size(), collectives.is_main()) == (0, 1, True)
-    assert collectives.all_sum_scalars({"a": 1, "b": 0.5}) == {"a": 1.0, "b": 0.5}
     assert gather_objects("x") == ["x"]
     assert collectives.broadcast_object("x") == "x"
     assert on_main(lambda: 3) == 3
@@ -60,7 +59,6 @@ def work(folder: Path) -> dict[str, Any]:
         "bool": all_sum(torch.tensor([rank == 1, True])),
         "bfloat16": all_sum(big.bfloat16()),
         "max": all_max(torch.tensor([rank, 5 - rank])),
-        "scalars": collectives.all_sum_scalars({"both": 0.1, f"only{rank}": 2.0}),
         "objects": gather_objects({"rank": rank}),
         "broadcast": collectives.broadcast_object(f"from {rank}", source=1),
         "main": on_main(lambda: f"ran on {rank}"),
@@ -89,7 +87,6 @@ def test_sums_and_maxima_cover_both_ranks(pair: list[Any], rank: int) -> None:
     assert found["bool"].tolist() == [1, 2]
     assert found["bfloat16"].dtype == torch.bfloat16
     assert found["max"].tolist() == [1, 5]
-    assert found["scalars"] == {"both": 0.2, "only0": 2.0, "only1": 2.0}
     assert found["second_job"] == 3
 
 

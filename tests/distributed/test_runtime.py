@@ -57,27 +57,3 @@ def test_a_second_job_does_not_read_the_keys_of_the_first(monkeypatch: pytest.Mo
     first.set("address", "old")
     assert first_of_rank_1.get("address") == b"old"
     assert not runtime._next_store(0, timedelta(seconds=5)).check(["address"])
-
-
-def test_named_streams_are_stable() -> None:
-    # printf '[0, "sampling", 1]' | sha256sum, its first 16 digits, less the last bit
-    assert runtime.generator(0, "sampling", 1).initial_seed() == 0x1C573ED1FBF7E648 >> 1
-    draws = torch.randint(1000, (3,), generator=runtime.generator(0, "sampling", 1))
-    assert draws.tolist() == [475, 412, 119]
-
-
-def test_named_streams_differ_by_seed_name_and_type() -> None:
-    names = [(0,), (1,), (0, "a"), (0, "b"), (0, "a", 1), (0, "a", "1"), (0, "a1"), (0, "a", "b"), (0, "ab")]
-    seeds = {runtime.generator(*name).initial_seed() for name in names}
-    assert len(seeds) == len(names)
-
-
-def test_named_streams_are_uncorrelated() -> None:
-    first, second = (torch.randn(20_000, generator=runtime.generator(0, "sampling", rank)) for rank in (0, 1))
-    assert abs(float((first * second).mean())) < 0.03  # four standard errors, 1 / sqrt(20000) each
-
-
-def test_named_streams_leave_the_global_one_alone() -> None:
-    before = torch.get_rng_state()
-    torch.rand(5, generator=runtime.generator(0, "sampling"))
-    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,60 @@
+"""What Hydra knows of a command: its configuration, its groups and their options, its keys."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from omegaconf import DictConfig, OmegaConf
+
+from rlhf.config import CONF, GROUPS
+
+
+def compose(name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """A command's configuration under the given overrides."""
+    with hydra.initialize_config_module(CONF, version_base="1.3"):
+        return hydra.compose(config_name=name, overrides=list(overrides))
+
+
+def groups() -> list[str]:
+    """Every group that an option can be chosen from, ``algorithm/kl`` before ``algorithm``."""
+    return sorted([*GROUPS, "experiment"], reverse=True)
+
+
+def options(group: str) -> list[str]:
+    """The options of a group, those in its folders included; its bare schema is no choice."""
+    with hydra.initialize_config_module(CONF, version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        names, folders = (
+            loader.get_group_options(group, kind) for kind in (ObjectType.CONFIG, ObjectType.GROUP)
+        )
+    nested = [folder for folder in folders if f"{group}/{folder}" not in GROUPS]
+    names = [name for name in names if name != "schema"]
+    return names + [f"{folder}/{name}" for folder in nested for name in options(f"{group}/{folder}")]
+
+
+def keys(raw: DictConfig) -> list[str]:
+    """Every key of a composed configuration, dotted."""
+    return _keys(OmegaConf.to_container(raw, resolve=False), "")
+
+
+def _keys(tree: Any, prefix: str) -> list[str]:
+    if not isinstance(tree, dict):
+        return []
+    return [
+        key for name, branch in tree.items() for key in (prefix + name, *_keys(branch, f"{prefix}{name}."))
+    ]
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """«; did you mean X?», or nothing when no name is near."""
+    own = f"{word.replace('/', '.')}."
+    known = [name for name in known if not own.startswith(f"{name.replace('/', '.')}.")]  # nor a parent
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not close:  # the last part may be right and stand elsewhere
+        close = [key for key in known if key.split(".")[-1] == word.rsplit(".", maxsplit=1)[-1]][:1]
+    return f"; did you mean {close[0]}?" if close else ""

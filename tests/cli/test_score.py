@@ -1,0 +1,41 @@
+"""``rlhf score`` writes the number that transformers alone computes from the folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+
+def test_score_is_the_logit_of_the_saved_classifier(rlhf: Any, workspace: Any, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "the film", "response": " is good"},
+        {"prompt": "a", "response": " long , dull story and the sea"},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = rlhf("score", "name=scores", f"reward.path={workspace.reward}", f"data.path={file}")
+    assert outcome.status == 0, outcome.err
+    written = [json.loads(line) for line in (tmp_path / "runs" / "scores" / "scores.jsonl").open()]
+
+    tokenizer = AutoTokenizer.from_pretrained(workspace.reward / "model")
+    model = AutoModelForSequenceClassification.from_pretrained(workspace.reward / "model")
+    for row, found in zip(rows, written, strict=True):
+        apart = [tokenizer(row[key], add_special_tokens=False)["input_ids"] for key in ("prompt", "response")]
+        tokens = [tokenizer.bos_token_id, *apart[0], *apart[1], tokenizer.eos_token_id]
+        with torch.no_grad():
+            logit = model(input_ids=torch.tensor([tokens])).logits.item()
+        assert found == row | {"score": pytest.approx(logit, rel=1e-4)}  # padded beside a longer row
+    mean = sum(row["score"] for row in written) / 2
+    assert f"2 scores, mean {mean:.4f}: " in outcome.out
+
+
+def test_reward_function_needs_a_tokenizer(rlhf: Any, workspace: Any) -> None:
+    function = ["reward=function", "reward.function=rlhf.rewards.vader:vader"]
+    outcome = rlhf("score", *function, f"data.path={workspace.demonstrations}")
+    assert outcome.status == 1
+    assert "tokenizer must name one" in outcome.err
