@@ -17,3 +17,8 @@ install_rlhf() {  # install_rlhf EXTRAS, e.g. "" or "[dev]"
 
 # Threads that wait by spinning slow each other down wherever the cores are shared.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
+
+# Without a GPU DeepSpeed asks itself what to run on, and says so each time.
+if ! command -v nvidia-smi >/dev/null; then
+    export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"
+fi

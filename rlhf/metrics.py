@@ -35,7 +35,7 @@ class Metrics:
         self.add(name, kept.detach().double().sum(), kept.numel())
 
     def value(self, name: str, value: float) -> None:
-        """A number that is the same on every rank, such as a learning rate."""
+        """A number that every rank gives once a step, such as a learning rate or seconds: their mean."""
         self.add(name, value, 1)
 
     def maximum(self, name: str, value: Tensor | float) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 SIGNS_OF_A_RUN = ("metrics.jsonl", "samples.jsonl", "checkpoints", "model")
 
@@ -39,9 +43,22 @@ class RunFolder:
             raise ValueError(f"resume=true, but {self.path} holds no checkpoints to continue from")
         if resume:
             self._continuation = config
+            self._tell_changes(config)
             return
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "config.yaml").write_text(config, encoding="utf-8")
+
+    def _tell_changes(self, config: str) -> None:
+        """Log what differs from the run so far: with other settings it is continued, but not as it was."""
+        file = self.path / "config.yaml"
+        before = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        changes = [
+            " ".join(line.split())
+            for line in difflib.ndiff(before, config.splitlines())
+            if line[:2] in ("- ", "+ ") and not line[2:].startswith("resume:")
+        ]
+        if changes:
+            log.warning("continuing %s with a changed configuration: %s", self.path, ", ".join(changes))
 
     @property
     def checkpoints(self) -> Path:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,8 +18,6 @@ from rlhf.ops.kl import k1, k3
 @dataclass(kw_only=True, slots=True)
 class KL(ABC):
     """Placement and coefficient of the KL to the reference; adds nothing unless a subclass says so."""
-
-    needs_reference: ClassVar[bool]  # reads ref_logprobs
 
     @property
     @abstractmethod
@@ -48,9 +45,7 @@ class KL(ABC):
 
 @dataclass(kw_only=True, slots=True)
 class NoKL(KL):
-    """No KL: nothing holds the policy near the reference, which is not read."""
-
-    needs_reference: ClassVar[bool] = False
+    """No KL: nothing holds the policy near the reference; it is measured all the same."""
 
     @property
     def initial_coef(self) -> float:
@@ -61,8 +56,6 @@ class NoKL(KL):
 @dataclass(kw_only=True, slots=True)
 class KLInReward(KL):
     """−β·k1 on every token's reward, the end token included: exactly E r − β·KL(π‖π_ref) (numerics D16)."""
-
-    needs_reference: ClassVar[bool] = True
 
     coef: float = 0.05
     """β, in units of the score per nat of KL summed over the response."""
@@ -89,8 +82,6 @@ class KLInReward(KL):
 @dataclass(kw_only=True, slots=True)
 class AdaptiveKLInReward(KL):
     """KL in the reward, with β steered so that the KL meets a target (Ziegler et al. 2019; numerics D19)."""
-
-    needs_reference: ClassVar[bool] = True
 
     coef: float = 0.15
     """β of the first rollout, in units of the score per nat of KL summed over the response."""
@@ -137,8 +128,6 @@ class KLInLoss(KL):
     Its gradient is that of the *forward* KL(π_ref‖π). On a single step the fixed point is
     coef·π_ref/(c − r), with c > max r so that it sums to 1; not π_ref·exp(r/coef)/Z.
     """
-
-    needs_reference: ClassVar[bool] = True
 
     coef: float = 0.04
     """Weight of k3 beside the policy loss, in units of the advantage per nat."""

@@ -20,6 +20,14 @@ def compose(name: str, overrides: Sequence[str] = ()) -> DictConfig:
         return hydra.compose(config_name=name, overrides=list(overrides))
 
 
+def choices(name: str, overrides: Sequence[str] = ()) -> dict[str, str | None]:
+    """The option that each group of a command stands at, e.g. ``{"algorithm/kl": "in_reward"}``."""
+    with hydra.initialize_config_module(CONF, version_base="1.3"):
+        raw = hydra.compose(config_name=name, overrides=list(overrides), return_hydra_config=True)
+        chosen = raw.hydra.runtime.choices
+    return {group: chosen[group] for group in sorted(chosen) if group in groups()}
+
+
 def groups() -> list[str]:
     """Every group that an option can be chosen from, ``algorithm/kl`` before ``algorithm``."""
     return sorted([*GROUPS, "experiment"], reverse=True)

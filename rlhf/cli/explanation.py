@@ -48,7 +48,10 @@ def _unknown_key(key: str, name: str, arguments: Sequence[str]) -> str:
     ]
     if owners:
         return f"unknown key {key}: it goes with {' or '.join(owners)}"
-    return f"unknown key {key}{nearest(key, _known(name, arguments))}"
+    known = _known(name, arguments)
+    if fields := [other for other in known if other.startswith(f"{key}.")]:
+        return f"{key} is no choice of rlhf {name}; its fields are {', '.join(fields)}"
+    return f"unknown key {key}{nearest(key, known)}"
 
 
 def _unknown_option(path: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rlhf.cli.composition import compose, groups, options
+from rlhf.cli.composition import choices, compose, options
 
 COMMENT_COLUMN = 46
 
@@ -19,10 +19,9 @@ COMMENT_COLUMN = 46
 def describe(name: str, overrides: list[str]) -> str:
     """The help text of ``rlhf NAME``, under the given overrides."""
     raw = compose(name, overrides)
-    used = [group for group in sorted(groups()) if group == "experiment" or group.split("/")[0] in raw]
     head = f"usage: rlhf {name} key=value …   (a Hydra application: --cfg job, --multirun, --info)\n"
-    choices = [f"  {group}={'|'.join(options(group))}" for group in used]
-    return "\n".join([head, "Choices:", *choices, "", "Keys:", *_lines(raw, 1), ""])
+    groups = [f"  {group}={'|'.join(options(group))}" for group in choices(name, overrides)]
+    return "\n".join([head, "Choices:", *groups, "", "Keys:", *_lines(raw, 1), ""])
 
 
 def _lines(node: DictConfig, depth: int) -> list[str]:

@@ -51,7 +51,7 @@ def give_own_pad(tokenizer: PreTrainedTokenizerBase, *, eos_ids: Sequence[int] =
     known = tokenizer.get_vocab()
     tokenizer.add_special_tokens({"pad_token": next(name for name in names if name not in known)})
     log.info(
-        "%s: PAD %s is now %r, id %d",
+        "%s: PAD %s, it is now %r, id %d",
         tokenizer.name_or_path or "tokenizer",
         reason,
         tokenizer.pad_token,

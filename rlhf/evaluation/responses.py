@@ -86,7 +86,8 @@ class Evaluator:
     def _divergence(self, actor: Actor, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
         """(B,) each, summed over the response: log π_ref, k1, and the KL over the whole vocabulary."""
         inputs = (rollout.tokens, rollout.attention_mask, rollout.prompt_mask.shape[1])
-        logits, ref_logits = actor.logits(*inputs), self.reference.logits(*inputs)
+        logits = actor.logits(*inputs)
+        ref_logits = logits if actor is self.reference else self.reference.logits(*inputs)
         targets = rollout.responses.masked_fill(~rollout.mask, 0)
         temperature = self.sampler.temperature
         policy = logprobs_and_entropies(logits, targets, temperature).logprobs

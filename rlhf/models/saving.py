@@ -80,6 +80,9 @@ def _write(model: Any, weights: dict[str, Tensor], tokenizer: PreTrainedTokenize
     model.config.dtype = str(_dtype(weights.values())).removeprefix("torch.")  # of what was written
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    readable = (folder / "config.json").stat().st_mode  # safetensors writes files for their owner alone
+    for file in folder.iterdir():
+        file.chmod(readable)
 
 
 def _ends(known: int | list[int] | None, own: int | None) -> int | list[int] | None:

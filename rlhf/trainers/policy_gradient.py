@@ -37,7 +37,7 @@ from rlhf.trainers.rollout_metrics import Measured
 from rlhf.trainers.schedules import Schedule
 
 SHOWN = 4
-"""Responses of each rollout that go to ``samples.jsonl``, per rank 0."""
+"""Responses of each rollout, of rank 0, that go to ``samples.jsonl``."""
 
 
 @dataclass(kw_only=True, slots=True)

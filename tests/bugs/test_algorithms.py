@@ -1,4 +1,4 @@
-"""Bugs of other frameworks in the maths of a policy update (design: bugs.md 1, 3, 4, 5, 8 and 11)."""
+"""Bugs of other frameworks in the maths of a policy update."""
 
 from __future__ import annotations
 

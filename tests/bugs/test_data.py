@@ -1,4 +1,4 @@
-"""Regressions of bugs.md, section 3, that belong to the data."""
+"""Bugs of other frameworks in masks, end tokens and padding of data."""
 
 from __future__ import annotations
 

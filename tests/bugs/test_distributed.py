@@ -1,4 +1,4 @@
-"""Distributed training and resuming, as it broke in other frameworks (bugs.md sections 1, 6 and 7)."""
+"""Distributed training and resuming, as it broke in other frameworks."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Bugs of wrappers, loaders and samplers that other frameworks shipped (`bugs.md`, 2, 3, 8, 10)."""
+"""Bugs of wrappers, loaders and samplers that other frameworks shipped."""
 
 from typing import Any
 

