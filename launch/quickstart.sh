@@ -19,7 +19,11 @@ stage() {  # stage NAME TITLE: one training command through the deepspeed launch
         return
     fi
     local resume=false
-    if compgen -G "$runs/$1/checkpoints/step_*" >/dev/null; then resume=true; fi
+    if compgen -G "$runs/$1/checkpoints/step_*" >/dev/null; then
+        resume=true
+    else
+        rm -rf "${runs:?}/$1"  # stopped before its first checkpoint: nothing to continue from
+    fi
     deepspeed --no_local_rank --num_gpus "${GPUS:-1}" --log_level error \
         --module rlhf "$1" "experiment=quickstart/$1" "resume=$resume"
 }

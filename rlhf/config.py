@@ -281,6 +281,8 @@ class Evaluate(Offline):
 
     reference: Pretrained = field(default_factory=Pretrained)
     """Policy that the KL is measured to and that perplexity is taken under; first row of the table."""
+    reference_name: str = "reference"
+    """What the table calls it."""
     policies: dict[str, str] = field(default_factory=dict)
     """Further rows: a label and a run folder or model each."""
     best_of: list[int] = field(default_factory=list)

@@ -40,7 +40,10 @@ class RunFolder:
                 "it with resume=true; nothing was overwritten"
             )
         if resume and not self.checkpoints.is_dir():
-            raise ValueError(f"resume=true, but {self.path} holds no checkpoints to continue from")
+            raise ValueError(
+                f"resume=true, but {self.path} holds no checkpoints to continue from; a run that was stopped "
+                "before its first one starts again under another name=…, or after its folder is removed"
+            )
         if resume:
             self._continuation = config
             self._tell_changes(config)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from tqdm import tqdm
 
 from rlhf.cli.application import Command, Place
 from rlhf.cli.pieces import claim_results, load_reward, sampler_for, tokenizer_of
@@ -25,6 +24,7 @@ from rlhf.models.actor import Actor
 from rlhf.models.frozen import frozen
 from rlhf.models.loading import expect_same_vocabulary, load_actor
 from rlhf.models.sources import Pretrained
+from rlhf.progress_bar import progress
 from rlhf.rewards.reward import FunctionReward, Reward, import_function
 from rlhf.rollout.texts import RolloutTexts
 from rlhf.seeding import generator
@@ -32,7 +32,6 @@ from rlhf.seeding import generator
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-REFERENCE = "reference"
 FILES = ("report.md", "report.json", "policies.png")
 
 
@@ -110,12 +109,12 @@ def _compare(
     def respond(name: str, actor: Actor, samples: int) -> list[Response]:
         everyone = torch.arange(len(prompts))
         share = everyone.tensor_split(place.runtime.world_size)[place.runtime.rank]
-        with tqdm(total=len(share) * samples, desc=name, disable=not is_main(), file=sys.stderr) as bar:
+        with progress(len(share) * samples, label=name, shown=is_main()) as bar:
             mine = evaluator(actor, share, samples, bar.update)
         return [response for part in gather_objects(mine) for response in part]
 
-    responses = {REFERENCE: respond(REFERENCE, reference, 1)}
-    summaries = [summarise(REFERENCE, responses[REFERENCE])]
+    responses = {config.reference_name: respond(config.reference_name, reference, 1)}
+    summaries = [summarise(config.reference_name, responses[config.reference_name])]
     for n in config.best_of:
         name = f"best of {n}"
         responses[name] = best_of(respond(name, reference, n), n)

@@ -7,7 +7,6 @@ import sys
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from rlhf.batch import Rollout
 from rlhf.cli.application import Command, Place
@@ -17,6 +16,7 @@ from rlhf.config import Generate, NoReward
 from rlhf.distributed.engine_config import Plain
 from rlhf.models.frozen import frozen
 from rlhf.models.loading import load_actor
+from rlhf.progress_bar import progress
 from rlhf.rewards.reward import expect_finite
 from rlhf.rollout.noise import row_noise
 from rlhf.rollout.texts import RolloutTexts
@@ -46,10 +46,11 @@ def generate(config: Generate, place: Place) -> None:
         )
     texts = RolloutTexts(prompts, tokenizer)
     drawn = config.samples * config.best_of
-    with (place.folder / "responses.jsonl").open("w", encoding="utf-8") as file:
-        for index in tqdm(
-            torch.arange(len(prompts)).split(max(config.micro_batch_size // drawn, 1)), file=sys.stderr
-        ):
+    with (
+        (place.folder / "responses.jsonl").open("w", encoding="utf-8") as file,
+        progress(len(prompts) * drawn) as bar,
+    ):
+        for index in torch.arange(len(prompts)).split(max(config.micro_batch_size // drawn, 1)):
             batch = prompts.batch(index, samples=drawn, groups=index)
             noise = row_noise(batch.group, sampler.max_new_tokens, config.seed, "generate")
             rollout = sampler.sample(actor, batch.to(place.runtime.device), noise.to(place.runtime.device))
@@ -60,6 +61,7 @@ def generate(config: Generate, place: Place) -> None:
             numbers = {} if scores is None else {"score": scores}
             for row in texts.samples(rollout, numbers, len(rollout)):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            bar.update(len(batch))
     sys.stdout.write(f"{len(prompts) * config.samples} responses: {place.folder / 'responses.jsonl'}\n")
 
 

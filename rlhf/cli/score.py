@@ -6,7 +6,6 @@ import json
 import sys
 
 import torch
-from tqdm import tqdm
 
 from rlhf.cli.application import Command, Place
 from rlhf.cli.pieces import claim_results, load_reward, single_process
@@ -15,6 +14,7 @@ from rlhf.config import RewardModel, Score
 from rlhf.data.tokenizers import load_tokenizer
 from rlhf.distributed.engine_config import Plain
 from rlhf.models.sources import Pretrained
+from rlhf.progress_bar import progress
 from rlhf.rewards.texts import decoded
 
 
@@ -38,8 +38,11 @@ def score(config: Score, place: Place) -> None:
         micro_rows=config.micro_batch_size,
     )
     total = 0.0
-    with (place.folder / "scores.jsonl").open("w", encoding="utf-8") as file:
-        for index in tqdm(torch.arange(len(rows)).split(config.micro_batch_size), file=sys.stderr):
+    with (
+        (place.folder / "scores.jsonl").open("w", encoding="utf-8") as file,
+        progress(len(rows)) as bar,
+    ):
+        for index in torch.arange(len(rows)).split(config.micro_batch_size):
             batch = rows.batch(index).to(place.runtime.device)
             scores = reward.sequences(batch, tokenizer).tolist()
             prompts = decoded(batch.tokens, batch.attention_mask & ~batch.mask, tokenizer)
@@ -48,6 +51,7 @@ def score(config: Score, place: Place) -> None:
                 line = {"prompt": prompt, "response": response, "score": value}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
             total += sum(scores)
+            bar.update(len(scores))
     sys.stdout.write(f"{len(rows)} scores, mean {total / len(rows):.4f}: {place.folder / 'scores.jsonl'}\n")
 
 

@@ -92,7 +92,6 @@ def end_ids(
     return ends
 
 
-
 def train_bpe(
     texts: Iterable[str], vocab_size: int, path: str | Path | None = None
 ) -> PreTrainedTokenizerFast:

@@ -47,7 +47,6 @@ def all_sum(tensor: Tensor) -> Tensor:
     return total.to(tensor.device, tensor.dtype if floating else torch.int64)
 
 
-
 def all_max(tensor: Tensor) -> Tensor:
     """The elementwise maximum over ranks, as a new tensor of the same shape and dtype without a graph."""
     largest = tensor.detach().to(runtime.device(), copy=True)

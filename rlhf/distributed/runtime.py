@@ -77,7 +77,6 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-
 def _place() -> tuple[int, int, int]:
     """Rank, world size and local rank; without a launcher they are set to those of a single process."""
     if "WORLD_SIZE" not in os.environ and "RANK" not in os.environ:

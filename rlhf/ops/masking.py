@@ -28,7 +28,6 @@ def response_mask(responses: Tensor, end_ids: Sequence[int] | Tensor) -> Tensor:
     return ends.cumsum(1) - ends == 0
 
 
-
 @dataclass(kw_only=True, slots=True)
 class Moments:
     """Count, mean and population variance of one sample, as () float64 tensors."""

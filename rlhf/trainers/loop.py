@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from tqdm import tqdm
 
 from rlhf.distributed import checkpoints
 from rlhf.distributed.collectives import all_max, all_sum, is_main
 from rlhf.metrics import Metrics
+from rlhf.progress_bar import progress
 from rlhf.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -95,7 +94,7 @@ def run(trainer: Trainer, folder: RunFolder, cadence: Cadence, *, resume: bool) 
         _continue(trainer, folder)
     with (
         _Signals() as signals,
-        _progress(trainer) as bar,
+        progress(trainer.total, done=trainer.done, shown=is_main()) as bar,
     ):
         while trainer.done < trainer.total:
             metrics = trainer.step()
@@ -115,18 +114,6 @@ def run(trainer: Trainer, folder: RunFolder, cadence: Cadence, *, resume: bool) 
                 if number:
                     raise Interrupted(number, path)
     trainer.export(folder.model)
-
-
-def _progress(trainer: Trainer) -> Any:
-    """A bar with the time left; a line every ten seconds where the output is no terminal."""
-    return tqdm(
-        total=trainer.total,
-        initial=trainer.done,
-        disable=not is_main(),
-        file=sys.stderr,
-        dynamic_ncols=True,
-        mininterval=0.2 if sys.stderr.isatty() else 10.0,
-    )
 
 
 def _continue(trainer: Trainer, folder: RunFolder) -> None:

@@ -45,9 +45,6 @@ def test_no_kl_reads_nothing_and_adds_nothing() -> None:
     assert NoKL().initial_coef == 0
 
 
-def test_who_needs_a_reference() -> None:
-
-
 def test_defaults_are_the_published_ones() -> None:
     assert [kl.initial_coef for kl in COMPONENTS] == [0.0, 0.05, 0.15, 0.04]
     adaptive = AdaptiveKLInReward()
