@@ -73,6 +73,7 @@ def comparison(
         right.annotate(one.policy, (one.kl, one.score), xytext=(6, -10), textcoords="offset points")
     right.set_xlabel("KL to the reference, nats per response (best-of-n: bound)")
     right.set_ylabel("mean score")
+    right.margins(x=0.15)
     right.grid(alpha=0.3)
     _save(figure, picture)
 
