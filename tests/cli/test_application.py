@@ -51,6 +51,8 @@ def test_finished_run_continues_under_a_longer_configuration(
     assert outcome.status == 0, outcome.err
     assert [json.loads(line)["step"] for line in (used / "metrics.jsonl").open()] == [1, 2, 3, 4]
     assert OmegaConf.load(used / "config.yaml").epochs == 2
+    (told,) = [line for line in outcome.err.splitlines() if "changed configuration" in line]
+    assert "- epochs: 1.0, + epochs: 2.0" in told  # what is not the same run any more is said
 
 
 def test_traceback_is_shown_to_who_asks_for_it(rlhf: Any, sft_arguments: list[str], monkeypatch: Any) -> None:
