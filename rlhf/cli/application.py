@@ -107,5 +107,4 @@ def _reported(
 
 
 def _say(name: str, message: str) -> None:
-    rank = f" [rank {os.environ['RANK']}]" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-    sys.stderr.write(f"rlhf {name}{rank}: {message}\n")
+    sys.stderr.write(f"rlhf {name}{runtime.rank_label()}: {message}\n")

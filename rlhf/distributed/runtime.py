@@ -77,6 +77,12 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+def rank_label() -> str:
+    """`` [rank 1]`` where there are several, for messages; known before and after the ranks are joined."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return f" [rank {os.environ.get('RANK', '?')}]" if several else ""
+
+
 def _place() -> tuple[int, int, int]:
     """Rank, world size and local rank; without a launcher they are set to those of a single process."""
     if "WORLD_SIZE" not in os.environ and "RANK" not in os.environ:
