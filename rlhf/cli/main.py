@@ -36,10 +36,11 @@ def main() -> None:
         sys.stderr.write(f"rlhf: unknown command {command!r}{hint} Commands: {', '.join(COMMANDS)}\n")
         sys.exit(2)
     from rlhf.cli.application import run
+    from rlhf.distributed import runtime
 
     if (here := str(Path.cwd())) not in sys.path:  # as python -m has it: reward functions may lie here
         sys.path.insert(0, here)
-    sys.exit(run(command, importlib.import_module(f"rlhf.cli.{command}").COMMAND, rest))
+    runtime.leave(run(command, importlib.import_module(f"rlhf.cli.{command}").COMMAND, rest))
 
 
 def usage() -> str:

@@ -244,7 +244,7 @@ def floats(node: ast.AST) -> Iterator[float]:
 
 # Launching
 
-STAND_INS = {"$resume": "true", "${GPUS:-1}": "2", "$runs": "runs/quickstart"}
+STAND_INS = {"$resume": "true", "$processes": "2", "$runs": "runs/quickstart"}
 
 
 def launched() -> list[tuple[str, list[str]]]:

@@ -1,8 +1,6 @@
 """Distributed training and resuming, as it broke in other frameworks."""
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,6 @@ from torch import Tensor, nn
 from rlhf.distributed import checkpoints, collectives
 from rlhf.distributed.engine_config import EngineConfig, Plain, Precision, ZeRO
 
-LAUNCHER = Path(__file__).parents[1] / "distributed" / "two_ranks.py"
-PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 V, ROWS, T, LR = 9, 8, 5, 0.02
 STAGES = (0, 1, 2, 3)
 
@@ -129,13 +125,8 @@ def work(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    folder = tmp_path_factory.mktemp("pair")
-    env = {name: value for name, value in os.environ.items() if name not in PLACE}
-    command = [sys.executable, str(LAUNCHER), __file__, "work", str(folder)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+def pair(two_ranks: Callable[[str, str], list[Any]]) -> list[Any]:
+    return two_ranks(__file__, "work")
 
 
 def test_zero2_accumulation_keeps_every_micro_batch(pair: list[Any]) -> None:

@@ -1,7 +1,8 @@
 """Runs one function of a test file on two gloo ranks: python two_ranks.py FILE FUNCTION FOLDER.
 
-Each rank calls FUNCTION(FOLDER) between ``runtime.start()`` and ``runtime.stop()`` and leaves the dict that
-it returns in FOLDER/rank0.pt and rank1.pt. There is no compiler, as on many a machine.
+Each rank calls FUNCTION(FOLDER) between ``runtime.start()`` and ``runtime.stop()``, leaves the dict that it
+returns in FOLDER/rank0.pt and rank1.pt, and ends as a command does. There is no compiler,
+as on many a machine.
 """
 
 import importlib.util
@@ -52,6 +53,7 @@ def work(file: str, function: str, folder: str) -> None:
     result = getattr(module, function)(Path(folder))
     torch.save(result, Path(folder) / f"rank{place.rank}.pt")
     runtime.stop()
+    runtime.leave(0)
 
 
 if __name__ == "__main__":
