@@ -12,8 +12,9 @@ from rlhf.data.loaded import PromptSet
 from rlhf.evaluation.policies import Response
 from rlhf.models.actor import Actor
 from rlhf.ops.kl import k1
-from rlhf.ops.logprobs import exact_kl, logprobs_and_entropies
-from rlhf.rewards.reward import Reward, ScoreFunction, as_scores, expect_finite
+from rlhf.ops.logprobs import exact_kl
+from rlhf.rewards.functions import ScoreFunction, as_scores, call_function
+from rlhf.rewards.reward import Reward, expect_finite
 from rlhf.rollout.noise import row_noise
 from rlhf.rollout.sampler import Sampler
 from rlhf.rollout.texts import RolloutTexts
@@ -79,19 +80,19 @@ class Evaluator:
     def _judged(self, prompts: list[str], texts: list[str], rollout: Rollout) -> Sequence[float | None]:
         if self.judge is None:
             return [None] * len(texts)
-        verdicts = as_scores(self.judge(prompts, texts, self.texts.columns(rollout)), len(texts), "the judge")
-        judged: list[float | None] = expect_finite(verdicts, prompts, "the judge").tolist()
+        columns = self.texts.columns(rollout)
+        verdicts = call_function(self.judge, prompts, texts, columns, name="the judge")
+        scores = expect_finite(as_scores(verdicts, len(texts), "the judge"), prompts, "the judge")
+        judged: list[float | None] = scores.tolist()
         return judged
 
     def _divergence(self, actor: Actor, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
         """(B,) each, summed over the response: log π_ref, k1, and the KL over the whole vocabulary."""
-        inputs = (rollout.tokens, rollout.attention_mask, rollout.prompt_mask.shape[1])
-        logits = actor.logits(*inputs)
-        ref_logits = logits if actor is self.reference else self.reference.logits(*inputs)
-        targets = rollout.responses.masked_fill(~rollout.mask, 0)
         temperature = self.sampler.temperature
-        policy = logprobs_and_entropies(logits, targets, temperature).logprobs
-        reference = logprobs_and_entropies(ref_logits, targets, temperature).logprobs
-        per_token = (reference, k1(policy, reference), exact_kl(logits, ref_logits, temperature))
+        inputs = (rollout.tokens, rollout.attention_mask, rollout.prompt_mask.shape[1], temperature)
+        policy = actor(*inputs, full=True)
+        reference = policy if actor is self.reference else self.reference(*inputs, full=True)
+        exact = exact_kl(policy.logits, reference.logits, temperature)
+        per_token = (reference.logprobs, k1(policy.logprobs, reference.logprobs), exact)
         summed = [torch.where(rollout.mask, part, 0.0).sum(1) for part in per_token]
         return summed[0], summed[1], summed[2]

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from rlhf.batch import position_ids
 from rlhf.models.heads import LogprobHead, logit_transform
 from rlhf.ops.logprobs import TokenLogprobs
+
+
+class FullLogprobs(NamedTuple):
+    """Log-probs, entropies, and the logits that they are made of."""
+
+    logprobs: Tensor
+    """(B, T) float32."""
+    entropies: Tensor
+    """(B, T) float32."""
+    logits: Tensor
+    """(B, T, V) float32, before the temperature."""
 
 
 class Actor(nn.Module):
@@ -62,20 +73,20 @@ class Actor(nn.Module):
         temperature: float = 1.0,
         *,
         full: bool = False,
-    ) -> TokenLogprobs | Tensor:
-        """log π(tokens[:, i] | tokens[:, :i]) for i ≥ first (numerics D9), or those positions' logits.
+    ) -> TokenLogprobs | FullLogprobs:
+        """log π(tokens[:, i] | tokens[:, :i]) for i ≥ first (numerics D9).
 
         Args:
             tokens: (B, L) int64; what stands on masked positions is not read (numerics D4).
             attention_mask: (B, L) bool, padding on either side.
             first: first column scored, in [1, L); P for rows ``[prompt | response]``.
             temperature: positive, divides the logits in log-probs and entropies.
-            full: return the logits instead, for the exact KL. It is this forward's choice and no method's
+            full: return the logits too, for the exact KL. It is this forward's choice and no method's
                 because ZeRO-3 gathers weights only for what runs through the module's call.
 
         Returns:
-            log-probs and entropies (B, L − first) float32, 0 where the mask is False; with ``full``
-            (B, L − first, V) float32 logits before the temperature, 0 where the mask is False.
+            log-probs and entropies (B, L − first) float32, 0 where the mask is False; the same bits with
+            ``full``, and then (B, L − first, V) float32 logits before the temperature.
 
         Raises:
             ValueError: ``first`` is out of range, or the temperature not positive.
@@ -85,15 +96,14 @@ class Actor(nn.Module):
         states = backbone(self.model, tokens, attention_mask)
         hidden = states[:, first - 1 : -1]  # before each token
         real = attention_mask[:, first:]
-        if full:
-            return self.head.logits(hidden).masked_fill(~real.unsqueeze(-1), 0.0)
-        targets = tokens[:, first:].masked_fill(~real, 0)
-        logprobs, entropies = self.head(hidden, targets, temperature)
-        return TokenLogprobs(logprobs.masked_fill(~real, 0.0), entropies.masked_fill(~real, 0.0))
+        measured: TokenLogprobs = self.head(hidden, tokens[:, first:], temperature, mask=real)
+        if not full:
+            return measured
+        return FullLogprobs(*measured, self.head.logits(hidden).masked_fill(~real.unsqueeze(-1), 0.0))
 
     def logits(self, tokens: Tensor, attention_mask: Tensor, first: int) -> Tensor:
         """(B, L − first, V) float32 logits that predict ``tokens[:, first:]``."""
-        return self(tokens, attention_mask, first, full=True)
+        return self(tokens, attention_mask, first, full=True).logits
 
     def next_logits(
         self, tokens: Tensor, attention_mask: Tensor, positions: Tensor, cache: Any = None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlhf.ops.logprobs import TokenLogprobs, logprobs_and_entropies
+from rlhf.kernels.linear_logprobs import linear_logprobs
 
 
 def in_float32(tensor: Tensor) -> Tensor:
@@ -17,12 +17,36 @@ def in_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+class Measure(Protocol):
+    """What is asked of a head: a function of `rlhf.kernels`, other arguments bound by `functools.partial`.
+
+    `linear_logprobs` (log-probs and entropies), `linear_token_logprobs` (log-probs alone), or
+    `linear_token_loss` (a loss and its gradients in one sweep).
+    """
+
+    def __call__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        temperature: float | Tensor,
+        /,
+        *,
+        bias: Tensor | None,
+        scale: float,
+        softcap: float | None,
+        mask: Tensor | None,
+    ) -> Any:
+        """A tensor or a named tuple of tensors, of the targets' shape or a number."""
+
+
 class LogprobHead(nn.Linear):
     """``lm_head`` with the log-probabilities inside, in the place and under the name of the original.
 
         z = cap·tanh(scale·(W·h + b) / cap)
 
-    Every use of the weight passes through ``forward``, so that ZeRO-3's hooks gather it.
+    Every use of the weight passes through ``forward``, so that ZeRO-3's hooks gather it. With targets the
+    logits never exist as (tokens, V): see :mod:`rlhf.kernels.linear_logprobs`.
     """
 
     def __init__(self, linear: nn.Linear, *, scale: float = 1.0, softcap: float | None = None) -> None:
@@ -31,23 +55,40 @@ class LogprobHead(nn.Linear):
         self.weight, self.bias = linear.weight, linear.bias
         self.scale, self.softcap = scale, softcap
 
-    def forward(  # type: ignore[override]
-        self, hidden: Tensor, targets: Tensor | None = None, temperature: float = 1.0
-    ) -> TokenLogprobs | Tensor:
-        """Log-probs and entropies of ``targets``; without targets W·h + b, as the model's own code expects.
+    def forward(
+        self,
+        hidden: Tensor,
+        targets: Tensor | None = None,
+        temperature: float | Tensor = 1.0,
+        *,
+        mask: Tensor | None = None,
+        measure: Measure = linear_logprobs,
+    ) -> Any:
+        """What ``measure`` says of ``targets``; without targets W·h + b, as the model's own code expects.
 
         Args:
             hidden: (…, H).
             targets: (…) int64.
-            temperature: positive, divides the logits.
+            temperature: positive, divides the logits; a number, or (…) one a token.
+            mask: (…) bool; where it is False nothing is computed and results are 0.
+            measure: log-probs and entropies unless asked otherwise.
 
         Returns:
-            (…) and (…) float32; (…, V) in the model's dtype without targets.
+            `TokenLogprobs` of (…) float32, or what ``measure`` returns; (…, V) in the model's dtype without
+            targets.
         """
-        projected = F.linear(hidden, self.weight, self.bias)
         if targets is None:
-            return projected
-        return logprobs_and_entropies(self._bend(projected), targets, temperature)
+            return F.linear(hidden, self.weight, self.bias)
+        return measure(
+            hidden,
+            self.weight,
+            targets,
+            temperature,
+            bias=self.bias,
+            scale=self.scale,
+            softcap=self.softcap,
+            mask=mask,
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(…, H) → (…, V) float32 logits before the temperature, as the model defines them."""

@@ -125,8 +125,8 @@ def test_progress_counts_every_response() -> None:
     assert counts == [4, 2]
 
 
-@pytest.mark.parametrize("who", ["reward", "judge"])
-def test_a_verdict_that_is_no_number_is_refused(who: str) -> None:
+@pytest.mark.parametrize(("who", "name"), [("reward", "words"), ("judge", "the judge")])
+def test_a_verdict_that_is_no_number_is_refused(who: str, name: str) -> None:
     changes: dict[str, Any] = {who: lambda prompts, responses, columns: [math.nan] * len(prompts)}
-    with pytest.raises(ValueError, match=f"the {who} gave nan to response 0, prompt 'a'"):
+    with pytest.raises(ValueError, match=f"{name} gave nan to response 0, prompt 'a'"):
         respond(actor(1), **changes)

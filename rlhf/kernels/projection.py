@@ -1,0 +1,88 @@
+"""The head as the kernels see it: hidden states and weight, cut into tiles of products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf.kernels.rows import Reading, RowKernels, Statistics, Tile, row_kernels
+from rlhf.kernels.workspace import Workspace, wide
+
+
+@dataclass(kw_only=True, slots=True)
+class Projection:
+    """hidden·weightᵀ + bias, and how it is read."""
+
+    hidden: Tensor
+    """(M, H)."""
+    weight: Tensor
+    """(V, H), of the same dtype."""
+    bias: Tensor | None
+    """(V,)."""
+    reading: Reading
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(M, V)."""
+        return self.hidden.shape[0], self.weight.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of every sum and result."""
+        return wide(self.hidden.dtype)
+
+    @property
+    def device(self) -> torch.device:
+        """Where all of it is."""
+        return self.hidden.device
+
+    @property
+    def kernels(self) -> RowKernels:
+        """Those of the device."""
+        return row_kernels(self.device)
+
+    def take(self, rows: Tensor) -> Projection:
+        """Some of the rows, copied together."""
+        hidden = self.hidden.index_select(0, rows)
+        return Projection(hidden=hidden, weight=self.weight, bias=self.bias, reading=self.reading.rows(rows))
+
+    def products(self, rows: slice, columns: slice, workspace: Workspace) -> Tensor:
+        """(m, n) hidden·weightᵀ in the wide dtype, in the workspace."""
+        return workspace.product("products", self.hidden[rows], self.weight[columns].t())
+
+    def block_bias(self, columns: slice) -> Tensor | None:
+        """(n,) of these columns in the wide dtype."""
+        return None if self.bias is None else self.bias[columns].to(self.dtype)
+
+    def tile(self, products: Tensor, rows: slice, columns: slice, statistics: Statistics) -> Tile:
+        """The tile of these products."""
+        return Tile(
+            products=products,
+            first=columns.start,
+            bias=self.block_bias(columns),
+            reading=self.reading.rows(rows),
+            statistics=statistics.rows(rows),
+        )
+
+
+@dataclass(slots=True)
+class Gradients:
+    """What a backward adds up; None for what nobody asked for."""
+
+    hidden: Tensor | None
+    """(M, H) in the wide dtype."""
+    weight: Tensor | None
+    """(V, H) in the wide dtype, or in that of the weight where each element is written once."""
+    bias: Tensor | None
+    """(V,) in the wide dtype."""
+
+
+def empty_gradients(projection: Projection, wanted: tuple[bool, bool, bool]) -> Gradients:
+    """Zeros in the wide dtype for hidden states, weight and bias, as ``wanted``."""
+    new, dtype = projection.hidden.new_zeros, projection.dtype
+    shapes = (projection.hidden.shape, projection.weight.shape, projection.weight.shape[:1])
+    return Gradients(
+        *(new(shape, dtype=dtype) if want else None for shape, want in zip(shapes, wanted, strict=True))
+    )
