@@ -18,12 +18,13 @@ LEAVES = {"batch", "metrics", "progress_bar", "seeding", "run_folder", "ops", "d
 LAYERS = {
     "algorithms": {"batch", "ops"},
     "data": {"batch"},
-    "models": {"batch", "ops"},
-    "rewards": {"batch", "models"},
+    "kernels": {"ops"},
+    "models": {"batch", "ops", "kernels"},
+    "rewards": {"batch", "data", "models"},
     "rollout": {"batch", "ops", "models", "rewards", "seeding"},
     "trainers": {*LEAVES, "algorithms", "data", "models", "rewards", "rollout"},
     "evaluation": {*LEAVES, "data", "models", "rewards", "rollout"},
-    "config": {"algorithms", "data", "distributed", "models", "rollout", "trainers"},
+    "config": {"algorithms", "data", "distributed", "models", "rewards", "rollout", "trainers"},
     "cli": {*LEAVES, "config", "data", "evaluation", "models", "rewards", "rollout", "trainers"},
     "__main__": {"cli"},
 }
@@ -31,6 +32,7 @@ LAYERS = {
 
 CONFINED = {
     "transformers": {"models", "data"},
+    "triton": {"kernels"},
     "tokenizers": {"data"},
     "datasets": {"data"},
     "pyarrow": {"data"},

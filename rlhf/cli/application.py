@@ -57,7 +57,7 @@ def run(name: str, command: Command, arguments: list[str]) -> int:
     sys.argv = [f"rlhf {name}", *arguments]
     report = partial(_reported, name, arguments, wants_traceback=wants_traceback)
     application = hydra.main(version_base="1.3", config_path=f"pkg://{config.CONF}", config_name=name)(
-        lambda raw: _job(report, lambda: _run_job(command, raw))
+        lambda raw: _job(report, lambda: _run_job(name, command, raw))
     )
     try:
         return report(application)
@@ -75,12 +75,12 @@ def _job(report: Callable[[Callable[[], object]], int], action: Callable[[], obj
         sys.exit(status)
 
 
-def _run_job(command: Command, raw: DictConfig) -> None:
+def _run_job(name: str, command: Command, raw: DictConfig) -> None:
     resolved = OmegaConf.to_yaml(raw, resolve=True)
     built: Any = config.build(raw, command.schema)
     minutes = getattr(built, "timeout_minutes", 30.0)
     place = Place(
-        runtime=runtime.start(timeout=timedelta(minutes=minutes)),
+        runtime=runtime.start(timeout=timedelta(minutes=minutes), report=partial(_say, name)),
         folder=Path(HydraConfig.get().runtime.output_dir),
         resolved=resolved,
     )
@@ -88,8 +88,13 @@ def _run_job(command: Command, raw: DictConfig) -> None:
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
     try:
         command.job(built, place)
-    finally:
+    except Interrupted:
         runtime.stop()
+        raise
+    except BaseException as error:
+        runtime.abandon(f"{type(error).__name__}: {error}")
+        raise
+    runtime.stop()
 
 
 def _reported(
@@ -105,6 +110,11 @@ def _reported(
         if wants_traceback:
             traceback.print_exc()
         _say(name, explained(name, error, arguments))
+        return 1
+    except (Exception, KeyboardInterrupt):
+        if runtime.alone():
+            raise
+        traceback.print_exc()  # no more than that, for several ranks leave in a way of their own
         return 1
     return 0
 

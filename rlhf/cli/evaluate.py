@@ -25,7 +25,8 @@ from rlhf.models.frozen import frozen
 from rlhf.models.loading import expect_same_vocabulary, load_actor
 from rlhf.models.sources import Pretrained
 from rlhf.progress_bar import progress
-from rlhf.rewards.reward import FunctionReward, Reward, import_function
+from rlhf.rewards.functions import import_function
+from rlhf.rewards.reward import FunctionReward, Reward
 from rlhf.rollout.texts import RolloutTexts
 from rlhf.seeding import generator
 

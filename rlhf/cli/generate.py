@@ -12,12 +12,13 @@ from rlhf.batch import Rollout
 from rlhf.cli.application import Command, Place
 from rlhf.cli.pieces import claim_results, load_reward, sampler_for, single_process, tokenizer_of
 from rlhf.cli.room import longest
-from rlhf.config import Generate, NoReward
+from rlhf.config import Generate
 from rlhf.distributed.engine_config import Plain
 from rlhf.models.frozen import frozen
 from rlhf.models.loading import load_actor
 from rlhf.progress_bar import progress
 from rlhf.rewards.reward import expect_finite
+from rlhf.rewards.sources import NoReward
 from rlhf.rollout.noise import row_noise
 from rlhf.rollout.texts import RolloutTexts
 from rlhf.seeding import generator

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf.cli.application import Place
 from rlhf.cli.room import Longest
-from rlhf.config import Job, RewardFunction, RewardModel, RewardSource
+from rlhf.config import Job
 from rlhf.data.tokenizers import end_ids, load_tokenizer
 from rlhf.distributed import runtime
 from rlhf.distributed.collectives import is_main, on_main
@@ -21,7 +22,11 @@ from rlhf.models.actor import Actor
 from rlhf.models.loading import expect_same_vocabulary, load_scalar_model
 from rlhf.models.saving import save_model
 from rlhf.models.sources import Pretrained
-from rlhf.rewards.reward import FunctionReward, ModelReward, Reward, import_function
+from rlhf.rewards.functions import import_function
+from rlhf.rewards.mixture import MixtureReward
+from rlhf.rewards.reward import FunctionReward, ModelReward, Reward
+from rlhf.rewards.sources import RewardFunction, RewardMixture, RewardModel, RewardSource
+from rlhf.rewards.verifiers import Verifier
 from rlhf.rollout.decoding import Decoding
 from rlhf.rollout.sampler import Sampler
 from rlhf.run_folder import RunFolder
@@ -89,8 +94,22 @@ def load_reward(
     Raises:
         ValueError: it does not fit the actor or the longest text, or cannot be loaded.
     """
+    if isinstance(source, RewardMixture):
+        load = partial(
+            load_reward,
+            engine=engine,
+            actor=actor,
+            tokenizer=tokenizer,
+            longest=longest,
+            micro_rows=micro_rows,
+        )
+        parts = {name: load(part) for name, part in source.parts.items()}
+        return MixtureReward(parts=parts, weights=source.weights)
     if isinstance(source, RewardFunction):
-        return FunctionReward(function=import_function(source.function), name=source.function)
+        function, limit = import_function(source.function), source.timeout_seconds
+        return FunctionReward(function=function, name=source.function, timeout_seconds=limit)
+    if isinstance(source, Verifier):
+        return FunctionReward(function=source, name=type(source).__name__)
     if not isinstance(source, RewardModel):
         raise ValueError("this command needs a reward: reward=model reward.path=…, or reward=function")
     model = load_scalar_model(

@@ -38,6 +38,7 @@ def train(config: Reward, place: Place) -> None:
         seed=config.seed,
         runtime=place.runtime,
         export=exporter(engine, tokenizer),
+        non_finite=config.non_finite,
     )
     train_and_draw(trainer, folder, config)
 

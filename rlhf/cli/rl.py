@@ -16,13 +16,14 @@ from rlhf.cli.pieces import (
     train_and_draw,
 )
 from rlhf.cli.room import Longest, longest
-from rlhf.config import RL, RewardModel
+from rlhf.config import RL
 from rlhf.data.sets import PromptData
 from rlhf.distributed.engine import Engine
 from rlhf.distributed.engine_config import Inference
 from rlhf.models.actor import Actor
 from rlhf.models.loading import expect_same_vocabulary, load_actor, load_scalar_model
 from rlhf.models.sources import Pretrained
+from rlhf.rewards.sources import RewardModel
 from rlhf.rollout.texts import RolloutTexts
 from rlhf.seeding import generator
 from rlhf.trainers.micro_batches import exact_div
@@ -83,6 +84,7 @@ def train(config: RL, place: Place) -> None:
         seed=config.seed,
         runtime=place.runtime,
         export=exporter(engine, tokenizer),
+        non_finite=config.non_finite,
     )
     train_and_draw(trainer, folder, config)
 

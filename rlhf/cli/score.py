@@ -10,11 +10,12 @@ import torch
 from rlhf.cli.application import Command, Place
 from rlhf.cli.pieces import claim_results, load_reward, single_process
 from rlhf.cli.room import longest
-from rlhf.config import RewardModel, Score
+from rlhf.config import Score
 from rlhf.data.tokenizers import load_tokenizer
 from rlhf.distributed.engine_config import Plain
 from rlhf.models.sources import Pretrained
 from rlhf.progress_bar import progress
+from rlhf.rewards.sources import RewardModel
 from rlhf.rewards.texts import decoded
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,10 +11,8 @@ from torch import Tensor
 
 from rlhf.batch import Rollout, SequenceBatch
 from rlhf.models.scalar import score_at_last
+from rlhf.rewards.functions import ScoreFunction, as_scores, call_function
 from rlhf.rewards.texts import Decoder, decoded
-
-ScoreFunction = Callable[[list[str], list[str], list[dict[str, Any]]], Sequence[float]]
-"""(prompts, responses, the prompts' other columns) → one number a response."""
 
 
 class Texts(Protocol):
@@ -71,73 +68,50 @@ class FunctionReward:
 
     function: ScoreFunction
     name: str
+    timeout_seconds: float | None = None
+    """Longest that one call may take; None waits for ever."""
 
     def __call__(self, rollout: Rollout, texts: Texts) -> Tensor:
-        """(B,) float32.
+        """(B,) float32, finite.
 
         Raises:
-            ValueError: the function returned another number of scores, or something that is no number.
+            ValueError: the function raised, did not return in time, or did not return one finite number a
+                response; names the function and, where one is to blame, the response.
         """
-        scores = self.function(texts.prompts(rollout), texts.responses(rollout), texts.columns(rollout))
-        return as_scores(scores, len(rollout), self.name).to(rollout.tokens.device)
+        scores = self._scores(texts.prompts(rollout), texts.responses(rollout), texts.columns(rollout))
+        return scores.to(rollout.tokens.device)
 
     def sequences(self, batch: SequenceBatch, decoder: Decoder) -> Tensor:
-        """(B,) float32; the function sees no columns.
+        """(B,) float32, finite; the function sees no columns.
 
         Raises:
             ValueError: as above.
         """
         prompts = decoded(batch.tokens, batch.attention_mask & ~batch.mask, decoder)
         responses = decoded(batch.tokens, batch.mask, decoder)
-        scores = self.function(prompts, responses, [{} for _ in prompts])
-        return as_scores(scores, len(batch), self.name).to(batch.tokens.device)
+        return self._scores(prompts, responses, [{} for _ in prompts]).to(batch.tokens.device)
+
+    def _scores(self, prompts: list[str], responses: list[str], columns: list[dict[str, Any]]) -> Tensor:
+        scores = call_function(
+            self.function, prompts, responses, columns, name=self.name, timeout_seconds=self.timeout_seconds
+        )
+        return expect_finite(as_scores(scores, len(prompts), self.name), prompts, self.name)
 
 
-def as_scores(scores: Sequence[float], rows: int, name: str) -> Tensor:
-    """A function's answer as a (B,) float32 tensor.
-
-    Raises:
-        ValueError: not ``rows`` numbers.
-    """
-    try:
-        tensor = torch.as_tensor(scores, dtype=torch.float32)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{name} must return a list of {rows} numbers, got {type(scores).__name__}: {error}"
-        ) from error
-    if tuple(tensor.shape) != (rows,):
-        raise ValueError(f"{name} returned scores of shape {tuple(tensor.shape)} for {rows} responses")
-    return tensor
-
-
-def import_function(path: str) -> ScoreFunction:
-    """The function at ``package.module:name``.
-
-    Raises:
-        ValueError: no such module or name, or not callable.
-    """
-    module_name, _, name = path.partition(":")
-    if not module_name or not name:
-        raise ValueError(f"a function is given as package.module:name, got {path!r}")
-    try:
-        function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot import {path}: {error}") from error
-    if not callable(function):
-        raise ValueError(f"{path} is a {type(function).__name__}, not a function")
-    return function
+class NotFinite(ValueError):  # noqa: N818 - an adjective says it
+    """A score is NaN or infinite."""
 
 
 def expect_finite(scores: Tensor, prompts: Sequence[str], name: str) -> Tensor:
     """``scores`` unchanged.
 
     Raises:
-        ValueError: a score is NaN or infinite; names the row and its prompt.
+        NotFinite: a score is NaN or infinite; names the row and its prompt.
     """
     bad = (~torch.isfinite(scores)).nonzero()
     if len(bad):
         row = int(bad[0, 0])
-        raise ValueError(
+        raise NotFinite(
             f"{name} gave {scores[row].item()} to response {row}, prompt {prompts[row]!r}: "
             "a score must be finite"
         )

@@ -284,7 +284,7 @@ def test_reward_that_is_not_a_number_is_refused(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     arguments = [word for word in rl_arguments if not word.startswith("reward.")]
-    what = r"the reward gave nan to response 0, prompt '.+': a score must be finite"
+    what = r"undefined_reward:score gave nan to response 0, prompt '.+': a score must be finite"
     refused(what, "rl", *arguments, "reward=function", "reward.function=undefined_reward:score")
 
 

@@ -71,7 +71,7 @@ def test_help_names_the_options_of_every_group(commands: dict[str, Command]) -> 
     choices = describe("rl", []).partition("Choices:\n")[2].partition("\n\n")[0].splitlines()
     options = dict(line.strip().split("=") for line in choices)
     assert {"ppo", "grpo", "rloo"} <= set(options["algorithm"].split("|"))
-    assert set(options["algorithm/advantage"].split("|")) == {"gae", "group_relative", "leave_one_out"}
+    assert {"gae", "group_relative", "leave_one_out"} <= set(options["algorithm/advantage"].split("|"))
     assert "quickstart/rl" in options["experiment"].split("|")
     assert not {"loss", "model"} & options.keys()  # other commands choose them
 

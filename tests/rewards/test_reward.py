@@ -1,5 +1,5 @@
 import math
-from pathlib import Path
+import time
 from typing import Any
 
 import pytest
@@ -9,7 +9,8 @@ from transformers import AutoModelForSequenceClassification, GPT2Config, LlamaCo
 
 from rlhf.batch import Rollout, SequenceBatch
 from rlhf.models.scalar import ScalarModel
-from rlhf.rewards.reward import FunctionReward, ModelReward, as_scores, expect_finite, import_function
+from rlhf.rewards.functions import as_scores
+from rlhf.rewards.reward import FunctionReward, ModelReward, expect_finite
 
 WORDS = ["<bos>", "<eos>", "<pad>", *"abcdefgh"]
 NO_TEXTS: Any = None  # a reward model reads tokens
@@ -142,18 +143,22 @@ def test_any_sequence_of_numbers_is_an_answer(scores: Any) -> None:
     ("scores", "message"),
     [
         ([1.0, 2.0], r"score returned scores of shape \(2,\) for 3 responses"),
-        ([[1.0], [2.0], [3.0]], r"score returned scores of shape \(3, 1\) for 3 responses"),
-        (1.0, r"score returned scores of shape \(\) for 3 responses"),
-        ([1.0, None, 2.0], "score must return a list of 3 numbers, got list: "),
-        (["good", "bad", "fine"], "score must return a list of 3 numbers, got list: "),
-        (None, "score must return a list of 3 numbers, got NoneType: "),
-        ({"a": 1.0}, "score must return a list of 3 numbers, got dict: "),
-        ((float(row) for row in range(3)), "score must return a list of 3 numbers, got generator: "),
+        ([1.0, None, 2.0], "score must return a list of 3 numbers, got None for response 1"),
+        ([1.0, math.nan, 2.0], "score gave nan to response 1, prompt 'prompt 1': a score must be finite"),
     ],
 )
-def test_any_other_answer_is_refused(scores: Any, message: str) -> None:
+def test_any_other_answer_is_refused(scores: Any, message: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    reward = FunctionReward(function=lambda *_: scores, name="score")
     with pytest.raises(ValueError, match=message):
-        FunctionReward(function=lambda *_: scores, name="score")(rollout(ROWS[:3]), Texts())
+        reward(rollout(ROWS[:3]), Texts())
+    with pytest.raises(ValueError, match=message.replace("'prompt 1'", "'e'")):
+        reward.sequences(sequences().rows(torch.arange(3)), tokenizer)
+
+
+def test_a_function_that_hangs_ends_with_its_name() -> None:
+    reward = FunctionReward(function=lambda *_: time.sleep(60), name="slow", timeout_seconds=0.05)
+    with pytest.raises(ValueError, match=r"slow took longer than 0\.05 s over 4 responses"):
+        reward(rollout(), Texts())
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -166,30 +171,3 @@ def test_a_score_that_is_not_finite_is_named(bad: float) -> None:
 def test_finite_scores_pass() -> None:
     scores = torch.tensor([0.0, -1e30])
     assert expect_finite(scores, ["how", "why"], "the reward") is scores
-
-
-def test_a_function_is_imported_by_its_path() -> None:
-    assert import_function("math:sqrt") is math.sqrt
-
-
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("math.sqrt", "a function is given as package.module:name, got 'math.sqrt'"),
-        (":sqrt", "a function is given as package.module:name, got ':sqrt'"),
-        ("math:", "a function is given as package.module:name, got 'math:'"),
-        ("no_such_module:f", "cannot import no_such_module:f: No module named 'no_such_module'"),
-        ("math:no_such_name", "cannot import math:no_such_name: .*no attribute 'no_such_name'"),
-        ("math:pi", "math:pi is a float, not a function"),
-    ],
-)
-def test_what_is_no_function_is_refused(path: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        import_function(path)
-
-
-def test_a_module_that_cannot_be_imported_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "reward_with_missing_import.py").write_text("import no_such_package\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ValueError, match=r"cannot import .*: No module named 'no_such_package'"):
-        import_function("reward_with_missing_import:score")

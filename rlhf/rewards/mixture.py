@@ -1,0 +1,55 @@
+"""A weighted sum of rewards whose parts can be seen by themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf.batch import Rollout, SequenceBatch
+from rlhf.rewards.reward import Reward, Texts, expect_finite
+from rlhf.rewards.texts import Decoder
+
+
+@dataclass(kw_only=True, slots=True)
+class MixtureReward:
+    """score = Σ weight · part, over the parts by name."""
+
+    parts: dict[str, Reward]
+    weights: dict[str, float]
+
+    def __call__(self, rollout: Rollout, texts: Texts) -> Tensor:
+        """(B,) float32."""
+        return self.total(self.by_name(rollout, texts))
+
+    def sequences(self, batch: SequenceBatch, decoder: Decoder) -> Tensor:
+        """(B,) float32."""
+        return self.total({name: part.sequences(batch, decoder) for name, part in self.parts.items()})
+
+    def by_name(self, rollout: Rollout, texts: Texts) -> dict[str, Tensor]:
+        """(B,) float32 of every part, without its weight."""
+        return {name: part(rollout, texts) for name, part in self.parts.items()}
+
+    def total(self, scores: dict[str, Tensor]) -> Tensor:
+        """(B,) float32 weighted sum of the parts' scores."""
+        return torch.stack([self.weights[name] * part for name, part in scores.items()]).sum(0)
+
+
+def score_names(reward: Reward) -> list[str]:
+    """The names that ``named_scores`` gives."""
+    return ["score", *(reward.parts if isinstance(reward, MixtureReward) else ())]
+
+
+def named_scores(reward: Reward, rollout: Rollout, texts: Texts) -> dict[str, Tensor]:
+    """(B,) float32: ``score``, what is optimised, and of a mixture each part by its name.
+
+    Raises:
+        NotFinite: a part is NaN or infinite, which the sum would not tell.
+    """
+    if not isinstance(reward, MixtureReward):
+        return {"score": reward(rollout, texts)}
+    parts = reward.by_name(rollout, texts)
+    for name, scores in parts.items():
+        expect_finite(scores, texts.prompts(rollout), f"the reward's part {name}")
+    return {"score": reward.total(parts), **parts}

@@ -1,0 +1,76 @@
+"""What a configuration can name as reward; the commands build the reward from it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+RESERVED = ("score", "score_std", "total")
+"""Metrics ``reward/…`` that no part of a mixture may be called."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RewardSource:
+    """What scores a response."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RewardModel(RewardSource):
+    """A trained reward model, read at the last token."""
+
+    path: str = "???"
+    """Run folder, Hugging Face folder or name. Its tokenizer must be the actor's."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RewardFunction(RewardSource):
+    """A Python function of the texts."""
+
+    function: str = "???"
+    """package.module:name, called with prompts, responses and the prompts' other columns; one number each."""
+    timeout_seconds: float = 300.0
+    """Longest that one call may take; after it the run ends and says so."""
+
+    def __post_init__(self) -> None:
+        """Refuse a limit that is not positive."""
+        if not self.timeout_seconds > 0:
+            raise ValueError(f"RewardFunction.timeout_seconds must be positive, got {self.timeout_seconds}")
+
+
+@dataclass(kw_only=True, slots=True)
+class RewardMixture(RewardSource):
+    """A weighted sum of rewards, each of which is also logged by itself."""
+
+    parts: dict[str, RewardSource] = field(default_factory=dict)
+    """A name for each reward that is summed; it is logged, without its weight, as reward/NAME."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """What the score of each part is multiplied by; negative makes it a penalty."""
+
+    def __post_init__(self) -> None:
+        """Refuse weights without a part, parts without a weight or with a taken name, and nested mixtures."""
+        if not self.parts:
+            raise ValueError(
+                "RewardMixture.parts must name at least one reward: +reward@reward.parts.NAME=OPTION"
+            )
+        if set(self.weights) != set(self.parts):
+            wanted, found = (", ".join(names) or "none" for names in (self.parts, self.weights))
+            raise ValueError(
+                f"RewardMixture.weights must name every part ({wanted}) and no other, got {found}"
+            )
+        for name, part in self.parts.items():
+            _expect_part(name, part, self.weights[name])
+
+
+@dataclass(kw_only=True, slots=True)
+class NoReward(RewardSource):
+    """Nothing is scored."""
+
+
+def _expect_part(name: str, part: RewardSource, weight: float) -> None:
+    if not name.isidentifier() or name in RESERVED:
+        taken = ", ".join(RESERVED)
+        raise ValueError(f"RewardMixture.parts must have names like a_1 other than {taken}, got {name!r}")
+    if isinstance(part, RewardMixture | NoReward):
+        raise ValueError(f"RewardMixture.parts.{name} must be a single reward, got {type(part).__name__}")
+    if not math.isfinite(weight):
+        raise ValueError(f"RewardMixture.weights.{name} must be finite, got {weight}")
