@@ -13,13 +13,28 @@ from typing import TypeVar
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from rlhf.algorithms import advantages, aggregation, kl, policy_losses, preferences, value_losses
+from rlhf.algorithms import (
+    advantages,
+    aggregation,
+    corrections,
+    kl,
+    policy_losses,
+    preferences,
+    shaping,
+    value_losses,
+)
 from rlhf.algorithms.policy_gradient import PolicyGradient
 from rlhf.data.sets import PreferenceData, PromptData, SupervisedData
 from rlhf.distributed.engine_config import EngineConfig, Plain, ZeRO
 from rlhf.models.sources import ModelSource, Pretrained, TinyGPT2, TinyLlama
+from rlhf.rewards.instructions import Instructions
+from rlhf.rewards.math_expression import MathExpression
+from rlhf.rewards.reasoning_gym import ReasoningGym
+from rlhf.rewards.sources import NoReward, RewardFunction, RewardMixture, RewardModel, RewardSource
+from rlhf.rewards.verifiers import ExactMatch, Format, MathAnswer
 from rlhf.rollout.decoding import Decoding, Greedy, Sampling
 from rlhf.trainers import schedules
+from rlhf.trainers.faults import NonFinite
 from rlhf.trainers.loop import Cadence
 from rlhf.trainers.optimizers import AdamW
 from rlhf.trainers.schedules import Schedule
@@ -48,6 +63,8 @@ class Job:
     """When to evaluate and to save."""
     micro_batch_size: int = 32
     """Rows of one forward and backward pass, over all ranks; changes memory, not the update."""
+    non_finite: NonFinite = NonFinite.stop
+    """At a NaN in a score, log-prob, value, loss or gradient: name it, and stop or skip the step."""
     timeout_minutes: float = 30.0
     """How long a rank waits for the others before the run ends."""
 
@@ -118,32 +135,6 @@ class Reward(Job):
         """Refuse counts that are not positive."""
         Job.__post_init__(self)
         _expect_positive(self, "batch_size", "epochs")
-
-
-@dataclass(kw_only=True, slots=True)
-class RewardSource:
-    """What scores a response."""
-
-
-@dataclass(kw_only=True, slots=True)
-class RewardModel(RewardSource):
-    """A trained reward model, read at the last token."""
-
-    path: str = "???"
-    """Run folder, Hugging Face folder or name. Its tokenizer must be the actor's."""
-
-
-@dataclass(kw_only=True, slots=True)
-class RewardFunction(RewardSource):
-    """A Python function of the texts."""
-
-    function: str = "???"
-    """package.module:name, called with prompts, responses and the prompts' other columns; one number each."""
-
-
-@dataclass(kw_only=True, slots=True)
-class NoReward(RewardSource):
-    """Nothing is scored."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -313,15 +304,29 @@ GROUPS: dict[str, dict[str, type]] = {
     "algorithm": {"schema": PolicyGradient},
     "algorithm/advantage": {
         "gae": advantages.GAE,
+        "none": advantages.NoBaseline,
+        "moving_average": advantages.MovingAverage,
+        "greedy": advantages.GreedyBaseline,
         "leave_one_out": advantages.LeaveOneOut,
         "group_relative": advantages.GroupRelative,
+        "whitened_returns": advantages.WhitenedReturns,
+        "whitened_group_deviation": advantages.WhitenedGroupDeviation,
     },
-    "algorithm/policy_loss": {"clipped": policy_losses.Clipped, "reinforce": policy_losses.Reinforce},
+    "algorithm/policy_loss": {
+        "clipped": policy_losses.Clipped,
+        "clipped_sequence": policy_losses.SequenceClipped,
+        "clipped_weight": policy_losses.ClippedWeight,
+        "kl_penalised": policy_losses.KLPenalised,
+        "kl_penalised_adaptive": policy_losses.AdaptiveKLPenalised,
+        "reinforce": policy_losses.Reinforce,
+    },
     "algorithm/kl": {
         "none": kl.NoKL,
         "in_reward": kl.KLInReward,
         "in_reward_adaptive": kl.AdaptiveKLInReward,
         "in_loss": kl.KLInLoss,
+        "in_loss_k2": kl.K2InLoss,
+        "in_loss_exact": kl.ExactKLInLoss,
     },
     "algorithm/aggregation": {
         "token_mean": aggregation.TokenMean,
@@ -332,11 +337,24 @@ GROUPS: dict[str, dict[str, type]] = {
         "clipped": value_losses.ClippedValueLoss,
         "squared_error": value_losses.SquaredError,
     },
+    "algorithm/overlong_penalty": {"schema": shaping.SoftOverlong},
+    "algorithm/correction": {"truncated": corrections.Truncated, "masked": corrections.Masked},
     "engine": {"zero": ZeRO, "plain": Plain},
     "schedule": {"constant": schedules.Constant, "linear": schedules.Linear, "cosine": schedules.Cosine},
     "model": {"pretrained": Pretrained, "tiny_llama": TinyLlama, "tiny_gpt2": TinyGPT2},
     "loss": {"bradley_terry": preferences.BradleyTerry},
-    "reward": {"model": RewardModel, "function": RewardFunction, "none": NoReward},
+    "reward": {
+        "model": RewardModel,
+        "function": RewardFunction,
+        "mixture": RewardMixture,
+        "exact_match": ExactMatch,
+        "math_answer": MathAnswer,
+        "math_expression": MathExpression,
+        "format": Format,
+        "reasoning_gym": ReasoningGym,
+        "instructions": Instructions,
+        "none": NoReward,
+    },
     "decoding": {"sampling": Sampling, "greedy": Greedy},
 }
 """Every component that a group chooses by name; ``conf/GROUP/`` adds presets of them."""
@@ -375,9 +393,10 @@ def build(raw: DictConfig, schema: type[T]) -> T:
 def _differences(node: DictConfig, *, added: bool, prefix: str = "") -> list[str]:
     """Dotted keys that were added to the dataclasses' fields, or else deleted from them."""
     component = OmegaConf.get_type(node)
-    if component is None or not is_dataclass(component):
+    if component is None:
         return []
-    own, known = set(node), {item.name for item in fields(component)}
+    own = set(node)
+    known = own if not is_dataclass(component) else {item.name for item in fields(component)}  # else a dict
     found = [prefix + str(key) for key in sorted(own - known if added else known - own)]
     for key in sorted(own & known):
         child = None if OmegaConf.is_missing(node, key) else node[key]

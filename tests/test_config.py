@@ -30,12 +30,21 @@ EXPERIMENTS = [preset.removeprefix("experiment/") for preset in PRESETS if prese
 SCHEMAS = {name: importlib.import_module(f"rlhf.cli.{name}").COMMAND.schema for name in COMMANDS}
 config.register(SCHEMAS)
 
-NO_CRITIC = ("algorithm.value_loss=null", "rollout.samples=2")
+GROUPS, NO_CRITIC = ("rollout.samples=2",), ("algorithm.value_loss=null",)
 COMPANIONS = {
-    "algorithm=grpo": ("rollout.samples=2",),
-    "algorithm=rloo": ("rollout.samples=2",),
-    "algorithm/advantage=leave_one_out": NO_CRITIC,
-    "algorithm/advantage=group_relative": NO_CRITIC,
+    **{
+        f"algorithm={name}": GROUPS
+        for name in ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_plus_plus_baseline")
+    },
+    **{
+        f"algorithm/advantage={name}": NO_CRITIC
+        for name in ("none", "moving_average", "greedy", "whitened_returns")
+    },
+    **{
+        f"algorithm/advantage={name}": NO_CRITIC + GROUPS
+        for name in ("leave_one_out", "group_relative", "whitened_group_deviation")
+    },
+    "reward=mixture": ("+reward@reward.parts.right=exact_match", "+reward.weights.right=1.0"),
 }
 """What a choice cannot do without."""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from rlhf.ops import masking
 from rlhf.ops.baselines import group_deviation, group_std, leave_one_out
 from rlhf.ops.masking import Total
-from rlhf.ops.returns import gae
+from rlhf.ops.returns import gae, returns_to_go
 
 
 @dataclass(kw_only=True, slots=True)
@@ -29,10 +29,17 @@ class AdvantageEstimator(ABC):
 
     needs_critic: ClassVar[bool]  # reads the values of a critic
     needs_groups: ClassVar[bool]  # compares several responses to one prompt
+    needs_greedy: ClassVar[bool] = False  # compares with the score of a greedy response to the prompt
 
     @abstractmethod
-    def __call__(
-        self, rewards: Tensor, values: Tensor | None, mask: Tensor, group: Tensor, total: Total
+    def __call__(  # noqa: PLR0917  one argument for each thing that an estimator may read
+        self,
+        rewards: Tensor,
+        values: Tensor | None,
+        mask: Tensor,
+        group: Tensor,
+        total: Total,
+        baselines: Tensor | None = None,
     ) -> Advantages:
         """Advantages of a whole rollout, before it is cut into minibatches.
 
@@ -42,7 +49,19 @@ class AdvantageEstimator(ABC):
             mask: (B, T) bool.
             group: (B,) int64, equal numbers are responses to the same prompt, all of them on this rank.
             total: sums over ranks.
+            baselines: (B,) what was expected of each response before it was drawn: the score of a greedy
+                response to its prompt where ``needs_greedy``, else the running mean of ``next_baseline``.
         """
+
+    def next_baseline(self, baseline: float, mean_return: float, rollouts: int) -> float:
+        """Running mean for the next rollout; 0 before the first, and for estimators that read none.
+
+        Args:
+            baseline: running mean of this rollout.
+            mean_return: mean over its responses, on all ranks, of Σₜ rewards.
+            rollouts: rollouts before this one.
+        """
+        return baseline
 
 
 @dataclass(kw_only=True, slots=True)
@@ -69,8 +88,14 @@ class GAE(AdvantageEstimator):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"GAE.{name} must be from 0 to 1, got {getattr(self, name)}")
 
-    def __call__(
-        self, rewards: Tensor, values: Tensor | None, mask: Tensor, group: Tensor, total: Total
+    def __call__(  # noqa: PLR0917  one argument for each thing that an estimator may read
+        self,
+        rewards: Tensor,
+        values: Tensor | None,
+        mask: Tensor,
+        group: Tensor,
+        total: Total,
+        baselines: Tensor | None = None,
     ) -> Advantages:
         """Advantages and returns; see `rlhf.ops.returns.gae`."""
         if values is None:
@@ -82,14 +107,160 @@ class GAE(AdvantageEstimator):
 
 
 @dataclass(kw_only=True, slots=True)
+class NoBaseline(AdvantageEstimator):
+    """REINFORCE: the response's return itself (Williams 1992; numerics D48)."""
+
+    needs_critic: ClassVar[bool] = False
+    needs_groups: ClassVar[bool] = False
+
+    def __call__(  # noqa: PLR0917  one argument for each thing that an estimator may read
+        self,
+        rewards: Tensor,
+        values: Tensor | None,
+        mask: Tensor,
+        group: Tensor,
+        total: Total,
+        baselines: Tensor | None = None,
+    ) -> Advantages:
+        """The same advantage on every token of a response; no returns."""
+        scores, _ = _response_returns(rewards, mask)
+        return _on_tokens(scores, mask, rewards.dtype)
+
+
+@dataclass(kw_only=True, slots=True)
+class MovingAverage(AdvantageEstimator):
+    """REINFORCE: the return minus the mean return of past rollouts (Williams 1992; numerics D48)."""
+
+    needs_critic: ClassVar[bool] = False
+    needs_groups: ClassVar[bool] = False
+
+    decay: float = 0.9
+    """Weight of the past in each new mean, from 0 to 1; the first rollouts are averaged plainly."""
+
+    def __post_init__(self) -> None:
+        """Refuse a mean that would grow or never move.
+
+        Raises:
+            ValueError: decay lies outside [0, 1).
+        """
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"MovingAverage.decay must be at least 0 and below 1, got {self.decay}")
+
+    def __call__(  # noqa: PLR0917  one argument for each thing that an estimator may read
+        self,
+        rewards: Tensor,
+        values: Tensor | None,
+        mask: Tensor,
+        group: Tensor,
+        total: Total,
+        baselines: Tensor | None = None,
+    ) -> Advantages:
+        """The same advantage on every token of a response; no returns."""
+        if baselines is None:
+            raise ValueError("MovingAverage needs the mean return of past rollouts, got None")
+        scores, _ = _response_returns(rewards, mask)
+        return _on_tokens(scores - baselines, mask, rewards.dtype)
+
+    def next_baseline(self, baseline: float, mean_return: float, rollouts: int) -> float:
+        """b + max(1 − decay, 1/(rollouts + 1))·(R̄ − b), so that the first mean owes nothing to the 0.
+
+        Args:
+            baseline: b, running mean of this rollout.
+            mean_return: R̄, mean over its responses, on all ranks, of Σₜ rewards.
+            rollouts: rollouts before this one.
+        """
+        return baseline + max(1 - self.decay, 1 / (rollouts + 1)) * (mean_return - baseline)
+
+
+@dataclass(kw_only=True, slots=True)
+class GreedyBaseline(AdvantageEstimator):
+    """ReMax: the return minus the score of a greedy response to the prompt (Li et al. 2024; numerics D48)."""
+
+    needs_critic: ClassVar[bool] = False
+    needs_groups: ClassVar[bool] = False
+    needs_greedy: ClassVar[bool] = True
+
+    def __call__(  # noqa: PLR0917  one argument for each thing that an estimator may read
+        self,
+        rewards: Tensor,
+        values: Tensor | None,
+        mask: Tensor,
+        group: Tensor,
+        total: Total,
+        baselines: Tensor | None = None,
+    ) -> Advantages:
+        """The same advantage on every token of a response; no returns."""
+        if baselines is None:
+            raise ValueError("GreedyBaseline needs the score of a greedy response to each prompt, got None")
+        scores, _ = _response_returns(rewards, mask)
+        return _on_tokens(scores - baselines, mask, rewards.dtype)
+
+
+@dataclass(kw_only=True, slots=True)
+class WhitenedReturns(AdvantageEstimator):
+    """REINFORCE++: the return to go, whitened over all tokens of the rollout (Hu et al. 2025).
+
+        Aₜ = (Gₜ − mean G)/std G,   Gₜ = Σ_{s≥t} rewardₛ
+
+    The moments are those of all tokens on all ranks (numerics D33), so unlike a division by the deviation
+    of a group this scales the gradient and does not turn it.
+    """
+
+    needs_critic: ClassVar[bool] = False
+    needs_groups: ClassVar[bool] = False
+
+    def __call__(  # noqa: PLR0917  one argument for each thing that an estimator may read
+        self,
+        rewards: Tensor,
+        values: Tensor | None,
+        mask: Tensor,
+        group: Tensor,
+        total: Total,
+        baselines: Tensor | None = None,
+    ) -> Advantages:
+        """Advantages without returns; see `rlhf.ops.masking.whiten`."""
+        whitened = masking.whiten(returns_to_go(rewards, mask), mask, total)
+        return Advantages(advantages=whitened.to(rewards.dtype), returns=None)
+
+
+@dataclass(kw_only=True, slots=True)
+class WhitenedGroupDeviation(AdvantageEstimator):
+    """REINFORCE++-baseline: the return minus its group's mean, whitened over all tokens (Hu et al. 2025)."""
+
+    needs_critic: ClassVar[bool] = False
+    needs_groups: ClassVar[bool] = True
+
+    def __call__(  # noqa: PLR0917  one argument for each thing that an estimator may read
+        self,
+        rewards: Tensor,
+        values: Tensor | None,
+        mask: Tensor,
+        group: Tensor,
+        total: Total,
+        baselines: Tensor | None = None,
+    ) -> Advantages:
+        """The same advantage on every token of a response; no returns."""
+        scores, counted = _response_returns(rewards, mask)
+        deviation = group_deviation(scores, group, counted)[:, None].expand(mask.shape)  # (B, T)
+        whitened = masking.whiten(deviation, mask, total)
+        return Advantages(advantages=whitened.to(rewards.dtype), returns=None)
+
+
+@dataclass(kw_only=True, slots=True)
 class LeaveOneOut(AdvantageEstimator):
     """RLOO: the response's return minus the mean of its siblings' (Ahmadian et al. 2024; numerics D47)."""
 
     needs_critic: ClassVar[bool] = False
     needs_groups: ClassVar[bool] = True
 
-    def __call__(
-        self, rewards: Tensor, values: Tensor | None, mask: Tensor, group: Tensor, total: Total
+    def __call__(  # noqa: PLR0917  one argument for each thing that an estimator may read
+        self,
+        rewards: Tensor,
+        values: Tensor | None,
+        mask: Tensor,
+        group: Tensor,
+        total: Total,
+        baselines: Tensor | None = None,
     ) -> Advantages:
         """The same advantage on every token of a response; no returns."""
         scores, counted = _response_returns(rewards, mask)
@@ -117,8 +288,14 @@ class GroupRelative(AdvantageEstimator):
         if not self.eps > 0:
             raise ValueError(f"GroupRelative.eps must be positive, got {self.eps}")
 
-    def __call__(
-        self, rewards: Tensor, values: Tensor | None, mask: Tensor, group: Tensor, total: Total
+    def __call__(  # noqa: PLR0917  one argument for each thing that an estimator may read
+        self,
+        rewards: Tensor,
+        values: Tensor | None,
+        mask: Tensor,
+        group: Tensor,
+        total: Total,
+        baselines: Tensor | None = None,
     ) -> Advantages:
         """The same advantage on every token of a response; no returns."""
         scores, counted = _response_returns(rewards, mask)

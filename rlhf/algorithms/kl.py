@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from rlhf.ops.kl import k1, k3
+from rlhf.ops.kl import k1, k2, k3
 
 
 @dataclass(kw_only=True, slots=True)
 class KL(ABC):
     """Placement and coefficient of the KL to the reference; adds nothing unless a subclass says so."""
+
+    needs_exact: ClassVar[bool] = False  # reads the KL over the whole vocabulary in the loss
 
     @property
     @abstractmethod
@@ -41,6 +44,17 @@ class KL(ABC):
     def loss(self, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, coef: float) -> Tensor:
         """What the KL adds to the loss of each token, (B, T), 0 on padding: nothing."""
         return torch.zeros_like(logprobs)
+
+    def exact_loss(self, exact: Tensor, mask: Tensor, coef: float) -> Tensor:
+        """What ``exact`` adds to the loss of each token, (B, T), 0 on padding: nothing.
+
+        Args:
+            exact: (B, T) KL(π‖π_ref) of the distribution that each token was drawn from, over the whole
+                vocabulary and with its gradient.
+            mask: (B, T) bool.
+            coef: coefficient of this rollout.
+        """
+        return torch.zeros_like(exact)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -149,6 +163,69 @@ class KLInLoss(KL):
     def loss(self, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, coef: float) -> Tensor:
         """coef·k3 of each token, (B, T), 0 on padding."""
         return coef * k3(torch.where(mask, logprobs, 0.0), torch.where(mask, ref_logprobs, 0.0))
+
+
+@dataclass(kw_only=True, slots=True)
+class K2InLoss(KL):
+    """coef·k2 on every token's loss (numerics D17).
+
+    Its expected gradient is that of KL(π‖π_ref) of each token's own distribution, and leaves out that a
+    token also decides how far from the reference the following ones will be. On a single step the fixed
+    point is π_ref·exp(r/coef)/Z; on longer responses it is another: 1.23 nats away on the testbed.
+    """
+
+    coef: float = 0.01
+    """Weight of k2 beside the policy loss, in units of the advantage per nat."""
+
+    def __post_init__(self) -> None:
+        """Refuse to reward distance.
+
+        Raises:
+            ValueError: coef is negative.
+        """
+        if not self.coef >= 0:
+            raise ValueError(f"K2InLoss.coef must not be negative, got {self.coef}")
+
+    @property
+    def initial_coef(self) -> float:
+        """The fixed coefficient."""
+        return self.coef
+
+    def loss(self, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, coef: float) -> Tensor:
+        """coef·k2 of each token, (B, T), 0 on padding."""
+        return coef * k2(torch.where(mask, logprobs, 0.0), torch.where(mask, ref_logprobs, 0.0))
+
+
+@dataclass(kw_only=True, slots=True)
+class ExactKLInLoss(KL):
+    """coef·KL over the whole vocabulary on every token's loss, without sampling noise (numerics D17).
+
+    The gradient is what k2's is on average, so the fixed points are k2's too: π_ref·exp(r/coef)/Z on a
+    single step, another one on longer responses. Costs the logits of actor and reference in every update.
+    """
+
+    needs_exact: ClassVar[bool] = True
+
+    coef: float = 0.01
+    """Weight of the KL beside the policy loss, in units of the advantage per nat."""
+
+    def __post_init__(self) -> None:
+        """Refuse to reward distance.
+
+        Raises:
+            ValueError: coef is negative.
+        """
+        if not self.coef >= 0:
+            raise ValueError(f"ExactKLInLoss.coef must not be negative, got {self.coef}")
+
+    @property
+    def initial_coef(self) -> float:
+        """The fixed coefficient."""
+        return self.coef
+
+    def exact_loss(self, exact: Tensor, mask: Tensor, coef: float) -> Tensor:
+        """coef·KL of each token, (B, T), 0 on padding."""
+        return coef * torch.where(mask, exact, 0.0)
 
 
 def _charge(old_logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, coef: float) -> Tensor:

@@ -68,6 +68,23 @@ def group_std(scores: Tensor, group: Tensor, counted: Tensor) -> Tensor:
     return torch.where(counted, (squares / (size - 1).clamp(min=1)).sqrt(), 0.0)
 
 
+def unequal_groups(scores: Tensor, group: Tensor, counted: Tensor) -> Tensor:
+    """Which rows belong to a group whose scores are not all equal (DAPO's dynamic sampling; numerics D50).
+
+    A group of equal scores has no advantage: it carries no gradient and only dilutes the denominators.
+
+    Args:
+        scores: (B,) one number per response, as the reward gave it.
+        group: (B,) int64, equal numbers are responses to the same prompt.
+        counted: (B,) bool, False for a row that belongs to no group; its score is not read.
+
+    Returns:
+        (B,) bool, the same for all rows of a group, those that are not counted included.
+    """
+    lowest, highest = _lowest(scores, group, counted), -_lowest(-scores, group, counted)
+    return lowest < highest
+
+
 def _centred(scores: Tensor, group: Tensor, counted: Tensor, size: Tensor) -> Tensor:
     excess = torch.where(counted, scores - _lowest(scores, group, counted), 0.0)
     return torch.where(counted, excess - _sums(excess, group) / size.clamp(min=1), 0.0)

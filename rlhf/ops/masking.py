@@ -83,5 +83,5 @@ def whiten(x: Tensor, mask: Tensor, total: Total, *, eps: float = 1e-8) -> Tenso
         ValueError: no position is True on any rank.
     """
     moments = masked_moments(x, mask, total)
-    scaled = (x.double() - moments.mean) / (moments.variance + eps).sqrt()
+    scaled = (torch.where(mask, x, 0.0).double() - moments.mean) / (moments.variance + eps).sqrt()
     return torch.where(mask, scaled, 0.0).to(x.dtype)

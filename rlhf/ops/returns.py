@@ -6,6 +6,20 @@ import torch
 from torch import Tensor
 
 
+def returns_to_go(rewards: Tensor, mask: Tensor) -> Tensor:
+    """Undiscounted sum of the rewards from each token on, Gₜ = Σ_{s≥t} rₛ (Williams 1992).
+
+    Args:
+        rewards: (B, T) reward received for token t.
+        mask: (B, T) bool, True on response tokens; padding is not read.
+
+    Returns:
+        (B, T) float64, 0 on padding.
+    """
+    to_go = torch.where(mask, rewards, 0.0).double().flip(1).cumsum(1).flip(1)
+    return torch.where(mask, to_go, 0.0)
+
+
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Generalized advantage estimation (Schulman et al. 2016, eq. 16; numerics D31).
 

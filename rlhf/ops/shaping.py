@@ -20,6 +20,24 @@ def missing_eos(scores: Tensor, ended: Tensor, replacement: float) -> Tensor:
     return torch.where(ended, scores, replacement)
 
 
+def overlong_penalty(lengths: Tensor, *, limit: int, buffer: float) -> Tensor:
+    """What a response loses for coming near the length limit (DAPO, Yu et al. 2025, eq. 13; numerics D29).
+
+        0                              len ≤ L − C
+        (L − C − len)/C      L − C  <  len ≤ L
+        −1                         L < len
+
+    Args:
+        lengths: (B,) tokens of each response, the end token included.
+        limit: L, the longest response, in tokens.
+        buffer: C, in tokens; positive.
+
+    Returns:
+        (B,) float32 from −1 to 0, in units of the score.
+    """
+    return ((limit - buffer - lengths) / buffer).clamp(-1.0, 0.0)
+
+
 def token_rewards(scores: Tensor, penalty: Tensor, mask: Tensor) -> Tensor:
     """The score at the last real token, minus the penalty of each token (numerics D27).
 

@@ -32,7 +32,7 @@ def test_gae_reads_its_discount_and_its_lambda(one_rank) -> None:
 
 
 def test_gae_without_values_is_refused(one_rank) -> None:
-    with pytest.raises(ValueError, match="GAE needs the values of a critic, got None"):
+    with pytest.raises(ValueError, match=r"^GAE needs the values of a critic, got None$"):
         GAE()(draws()[0], None, MASK, GROUP, one_rank)
 
 
@@ -127,3 +127,13 @@ def test_advantages_keep_the_dtype_of_the_rewards(estimator: AdvantageEstimator,
 def test_values_out_of_range_are_refused(component, values, message) -> None:
     with pytest.raises(ValueError, match=message):
         component(**values)
+
+
+def test_defaults_are_the_published_ones() -> None:
+    assert GAE() == GAE(gamma=1.0, lam=0.95, whiten=True)
+    assert GroupRelative() == GroupRelative(divide_by_std=True, eps=1e-4)
+
+
+@pytest.mark.parametrize("bound", [0.0, 1.0])
+def test_discount_and_lambda_may_be_zero_or_one(bound: float) -> None:
+    assert (GAE(gamma=bound).gamma, GAE(lam=bound).lam) == (bound, bound)

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from rlhf.algorithms.aggregation import Aggregation, ConstantLength, SequenceMean, TokenMean
@@ -9,7 +11,7 @@ MASK = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 0]], dtype=torch.bool)
 LOSSES = torch.tensor([[4.0, 9.0, 9.0, 9.0], [1.0, 2.0, 3.0, 9.0]])
 
 
-@pytest.mark.parametrize(("mode", "expected"), zip(MODES, [2.5, 3.0, 1.25], strict=True))
+@pytest.mark.parametrize(("mode", "expected"), list(zip(MODES, [2.5, 3.0, 1.25], strict=True)))
 def test_aggregation_is_the_literal_example(mode: Aggregation, expected: float, one_rank) -> None:
     assert (mode(MASK, one_rank) * LOSSES).sum().item() == pytest.approx(expected)
 
@@ -26,7 +28,7 @@ def test_an_empty_row_weighs_nothing_and_is_in_no_denominator(mode: Aggregation,
 def test_an_empty_minibatch_is_refused(mode: Aggregation, one_rank) -> None:
     name = type(mode).__name__
     with pytest.raises(
-        ValueError, match=f"{name}: no response in the minibatch has a token, needs at least 1"
+        ValueError, match=f"^{name}: no response in the minibatch has a token, needs at least 1$"
     ):
         mode(torch.zeros(2, 3, dtype=torch.bool), one_rank)
 
@@ -68,3 +70,16 @@ def test_a_mean_per_micro_batch_is_something_else(one_rank) -> None:
 def test_a_length_below_one_is_refused(length: int) -> None:
     with pytest.raises(ValueError, match=f"ConstantLength.length must be at least 1, got {length}"):
         ConstantLength(length=length)
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=8).filter(any))
+@settings(deadline=None, max_examples=50)
+def test_weights_sum_to_what_each_mode_averages_over(lengths: list[int]) -> None:
+    """Token and sequence means to 1, the latter alike in every row; a constant length to mean length/L."""
+    mask, real = torch.arange(6) < torch.tensor(lengths)[:, None], [n for n in lengths if n]
+    token, sequence, constant = (mode(mask, lambda part: part).double() for mode in MODES)
+    assert token.sum().item() == pytest.approx(1, abs=1e-6)
+    shares = [1 / len(real) if n else 0.0 for n in lengths]
+    assert sequence.sum(1).tolist() == pytest.approx(shares, abs=1e-6)
+    assert constant.sum().item() == pytest.approx(sum(real) / len(real) / 4, abs=1e-6)
+    assert token[mask].unique().numel() == constant[mask].unique().numel() == 1

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from rlhf.algorithms.kl import KLInLoss, KLInReward
-from rlhf.algorithms.policy_losses import Reinforce
+from rlhf.algorithms.advantages import NoBaseline
+from rlhf.algorithms.aggregation import ConstantLength
+from rlhf.algorithms.kl import KL, ExactKLInLoss, K2InLoss, KLInLoss, KLInReward, NoKL
+from rlhf.algorithms.policy_gradient import PolicyGradient
+from rlhf.algorithms.policy_losses import KLPenalised, Reinforce
 from rlhf.ops.kl import k1, k2, k3
 
 MASK = torch.ones(8, 1, dtype=torch.bool)
@@ -88,6 +92,25 @@ def test_dividing_by_the_standard_deviation_moves_the_fixed_point_as_predicted(t
     assert (found - predicted).abs().max() <= 1e-12
 
 
+def test_k1_as_a_loss_holds_nothing_and_leads_to_the_best_arm(testbed) -> None:
+    r, ref = testbed.bandit_r, testbed.bandit_ref
+    score = rewarded(r, KLInReward(coef=0.0), ref)
+    found = climb(ref, lambda logprobs: score(logprobs) + k1(logprobs, ref.log()[:, None]))
+    assert found.argmax() == r.argmax()
+    assert found.max() > 0.99
+
+
+def test_k2_in_the_reward_climbs_its_own_expectation_less_the_kl(testbed) -> None:
+    """∇[k2 charged as a reward] = ∇[E k2 − KL(π‖ref)], which has no fixed point of its own."""
+    ref = testbed.bandit_ref
+    theta = (ref.log() + 0.5 * testbed.bandit_r).requires_grad_()
+    p = theta.log_softmax(0)
+    charged = (p.exp().detach() * k2(p, ref.log()).detach() * p).sum()
+    difference = (p.exp() * k2(p, ref.log())).sum() - (p.exp() * k1(p, ref.log())).sum()
+    first, second = (torch.autograd.grad(x, theta, retain_graph=True)[0] for x in (charged, difference))
+    assert (first - second).abs().max() <= 1e-14
+
+
 def test_k3_in_the_reward_climbs_the_difference_of_two_divergences(testbed) -> None:
     """∇[k3 charged as a reward] = ∇[KL(π‖ref) − KL(ref‖π)], which is why no component offers it."""
     ref = testbed.bandit_ref
@@ -97,3 +120,83 @@ def test_k3_in_the_reward_climbs_the_difference_of_two_divergences(testbed) -> N
     difference = (p.exp() * k1(p, ref.log())).sum() - (ref * k1(ref.log(), p)).sum()
     first, second = (torch.autograd.grad(x, theta, retain_graph=True)[0] for x in (charged, difference))
     assert (first - second).abs().max() <= 1e-14
+
+
+def bundled(r: Tensor, kl: KL, ref: Tensor, **around: float) -> Callable[[Tensor], Tensor]:
+    """The loss of the whole bundle, with what a trainer hands it."""
+    chosen = PolicyGradient(
+        advantage=NoBaseline(),
+        policy_loss=Reinforce(),
+        kl=kl,
+        aggregation=ConstantLength(length=1),
+        missing_eos_score=None,
+        **around,
+    )
+    log_ref, ended, coef = ref.log()[:, None], torch.ones(8).bool(), kl.initial_coef
+
+    def loss(logprobs: Tensor) -> Tensor:
+        old = logprobs.detach()
+        rewards = chosen.shape(r, ended, old, log_ref, MASK, coef)
+        experience = SimpleNamespace(
+            rollout=SimpleNamespace(mask=MASK),
+            old_logprobs=old,
+            ref_logprobs=log_ref,
+            advantages=rewards - (old.exp() * rewards).sum(),
+        )
+        p = logprobs.exp()
+        entropy, exact = -(p * logprobs).sum(), (p * (logprobs - log_ref)).sum()
+        return chosen.token_loss(
+            logprobs, experience, coef, entropies=entropy.expand(8, 1), exact_kl=exact.expand(8, 1)
+        )
+
+    return loss
+
+
+@pytest.mark.parametrize("kl", [K2InLoss(coef=1.0), ExactKLInLoss(coef=1.0)])
+def test_k2_and_the_exact_kl_in_the_loss_of_one_step_lead_to_the_tilted_reference(testbed, kl: KL) -> None:
+    r, ref = testbed.bandit_r, testbed.bandit_ref
+    found = climb(ref, bundled(r, kl, ref))
+    assert (found - (ref.log() + r).softmax(0)).abs().max() <= 1e-8
+
+
+@pytest.mark.parametrize("kl", [KLInReward(coef=1.0), ExactKLInLoss(coef=1.0)])
+def test_an_entropy_bonus_flattens_the_tilted_reference(testbed, kl: KL) -> None:
+    """argmax E r − β·KL + c·H is (π_ref^β·e^r)^(1/(β+c)), normalised."""
+    r, ref = testbed.bandit_r, testbed.bandit_ref
+    found = climb(ref, bundled(r, kl, ref, entropy_coef=0.5))
+    assert (found - ((ref.log() + r) / 1.5).softmax(0)).abs().max() <= 1e-8
+
+
+def test_clipping_the_score_leads_to_the_tilt_by_the_clipped_score(testbed) -> None:
+    r, ref = testbed.bandit_r, testbed.bandit_ref
+    assert (r.abs() > 0.5).any()
+    found = climb(ref, bundled(r, KLInReward(coef=1.0), ref, score_clip=0.5))
+    assert (found - (ref.log() + r.clamp(-0.5, 0.5)).softmax(0)).abs().max() <= 1e-8
+
+
+def test_clipping_the_score_at_one_costs_what_the_specification_says(testbed) -> None:
+    """KL(clipped optimum‖π*) = 0.1733742 on the testbed (numerics 3.2)."""
+    clipped = testbed.log_ref + testbed.r.clamp(-1.0, 1.0) / testbed.BETA
+    clipped = clipped - clipped.logsumexp(0)
+    assert (clipped.exp() @ (clipped - testbed.log_star)).item() == pytest.approx(0.1733742, abs=5e-8)
+
+
+def test_without_a_kl_only_the_best_arm_remains(testbed) -> None:
+    r, ref = testbed.bandit_r, testbed.bandit_ref
+    found = climb(ref, bundled(4 * r, NoKL(), ref))
+    assert found.argmax() == r.argmax()
+    assert found.max() > 0.99
+
+
+def test_updates_of_the_penalised_surrogate_end_at_its_own_optimum(testbed) -> None:
+    """argmax Σ π·A − β·KL(π_old‖π) is β·π_old/(c − A): the penalty is a forward KL, whatever the samples."""
+    r, old = testbed.bandit_r, testbed.bandit_ref
+    loss, theta = KLPenalised(coef=2.0), testbed.bandit_ref.log().clone().requires_grad_()
+    before = old.log()[:, None]
+    for _ in range(2000):
+        logprobs = theta.log_softmax(0)[:, None]
+        token = loss(logprobs, before, r[:, None], MASK) + loss.penalty(logprobs, before, MASK, 2.0)
+        (gradient,) = torch.autograd.grad(old @ token[:, 0], theta)  # samples stay the old policy's
+        with torch.no_grad():
+            theta -= 0.5 * gradient
+    assert (theta.detach().softmax(0) - forward_kl_point(r, old, 2.0)).abs().max() <= 1e-8

@@ -5,18 +5,44 @@ G = Σ_y π(y)·(r(y) − β·log π(y)/π_ref(y))·∇log π(y), which is the g
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from rlhf.algorithms.advantages import GAE
+from rlhf.algorithms.advantages import (
+    GAE,
+    AdvantageEstimator,
+    GreedyBaseline,
+    GroupRelative,
+    LeaveOneOut,
+    MovingAverage,
+    NoBaseline,
+    WhitenedReturns,
+)
 from rlhf.algorithms.aggregation import ConstantLength, SequenceMean, TokenMean
-from rlhf.algorithms.kl import KLInLoss, KLInReward, NoKL
+from rlhf.algorithms.corrections import Level, Truncated
+from rlhf.algorithms.kl import (
+    KL,
+    AdaptiveKLInReward,
+    ExactKLInLoss,
+    K2InLoss,
+    KLInLoss,
+    KLInReward,
+    NoKL,
+)
 from rlhf.algorithms.policy_gradient import PolicyGradient
-from rlhf.algorithms.policy_losses import Clipped, PolicyLoss, Reinforce
+from rlhf.algorithms.policy_losses import (
+    AdaptiveKLPenalised,
+    Clipped,
+    ClippedWeight,
+    KLPenalised,
+    PolicyLoss,
+    Reinforce,
+    SequenceClipped,
+)
 from rlhf.algorithms.value_losses import SquaredError
 from rlhf.ops.kl import k1, k2
 
@@ -71,7 +97,7 @@ class Case:
     def ascent(self, chosen: PolicyGradient, advantages: Tensor, weights: Tensor | None = None) -> Tensor:
         """Minus the gradient of the expected production loss."""
         experience = SimpleNamespace(
-            rollout=SimpleNamespace(mask=self.bed.mask),
+            rollout=SimpleNamespace(mask=self.bed.mask, sampler_logprobs=self.ref),
             old_logprobs=self.old,
             ref_logprobs=self.ref,
             advantages=advantages,
@@ -130,7 +156,15 @@ def test_exact_gradient_is_the_finite_difference_of_the_objective(case: Case, te
         assert case.exact[state, token].item() == pytest.approx(difference, abs=1e-9)
 
 
-LOSSES = [Reinforce(), Clipped()]
+LOSSES = [
+    Reinforce(),
+    Clipped(),
+    Clipped(dual_clip=3.0),
+    SequenceClipped(),
+    ClippedWeight(),
+    KLPenalised(),
+    AdaptiveKLPenalised(),
+]
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -140,9 +174,10 @@ def test_kl_of_the_whole_sequence_gives_the_exact_gradient(case: Case, testbed, 
     assert case.error(case.ascent(chosen, bandit)) <= 1e-12
 
 
+@pytest.mark.parametrize("kl", [KLInReward(coef=BETA), AdaptiveKLInReward(coef=BETA)])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_kl_to_go_gives_the_exact_gradient(case: Case, loss: PolicyLoss) -> None:
-    chosen = algorithm(lam=1.0, loss=loss)
+def test_kl_to_go_gives_the_exact_gradient(case: Case, loss: PolicyLoss, kl: KL) -> None:
+    chosen = algorithm(lam=1.0, loss=loss, kl=kl)
     rewards = case.shaped(chosen)
     advantages = case.advantages(chosen, rewards, torch.zeros_like(rewards))
     assert case.error(case.ascent(chosen, advantages)) <= 1e-12
@@ -177,13 +212,143 @@ def test_whitening_divides_the_exact_gradient_by_the_standard_deviation(case: Ca
     assert case.error(scale * case.ascent(chosen, whitened)) <= 1e-12
 
 
-def test_constant_length_one_on_replicated_rows_is_the_policy_gradient(case: Case, testbed) -> None:
+@pytest.fixture
+def double() -> Iterator[None]:
+    """Weights are of torch's default dtype."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def replicated(case: Case, length: int) -> Tensor:
     """The weights of the production aggregation, with one row per response and π(y)·341 as importance."""
-    chosen = algorithm(lam=1.0, aggregation=ConstantLength(length=1))
+    chosen = algorithm(lam=1.0, aggregation=ConstantLength(length=length))
     rewards = case.shaped(chosen)
     advantages = case.advantages(chosen, rewards, torch.zeros_like(rewards))
-    weights = chosen.aggregation(testbed.mask, one_rank).double() * 341 * case.joint.exp()[:, None]
-    assert case.error(case.ascent(chosen, advantages, weights)) <= 1e-6  # weights are float32
+    weights = chosen.aggregation(case.bed.mask, one_rank) * 341 * case.joint.exp()[:, None]
+    return case.ascent(chosen, advantages, weights)
+
+
+@pytest.mark.usefixtures("double")
+def test_constant_length_one_on_replicated_rows_is_the_policy_gradient(case: Case) -> None:
+    assert case.error(replicated(case, 1)) <= 1e-12
+
+
+@pytest.mark.usefixtures("double")
+def test_a_longer_constant_length_divides_the_policy_gradient_by_it(case: Case) -> None:
+    assert case.error(4 * replicated(case, 4)) <= 1e-12
+
+
+@pytest.mark.usefixtures("double")
+def test_token_mean_of_a_large_minibatch_is_the_policy_gradient_over_the_mean_length(
+    case: Case, testbed
+) -> None:
+    """Its denominator is then the population's tokens per response, which turns nothing."""
+    chosen, p = algorithm(lam=1.0), case.joint.exp()
+    length = p @ testbed.mask.sum(1).double()
+    weights = chosen.aggregation(testbed.mask, lambda _: length) * p[:, None]
+    rewards = case.shaped(chosen)
+    advantages = case.advantages(chosen, rewards, torch.zeros_like(rewards))
+    assert case.error(length * case.ascent(chosen, advantages, weights)) <= 1e-12
+
+
+@pytest.mark.usefixtures("double")
+def test_token_mean_of_one_response_is_the_sequence_mean(testbed) -> None:
+    """In a minibatch of one the denominator is that response's own length: biased as `SequenceMean`."""
+    alone = torch.cat([TokenMean()(row[None], one_rank) for row in testbed.mask])
+    torch.testing.assert_close(alone, SequenceMean()(testbed.mask, one_rank) * 341, rtol=0, atol=1e-15)
+
+
+# Groups of two: all 341² pairs of responses, through the production estimator, loss and aggregation.
+
+
+def of_pairs(case: Case, estimator: AdvantageEstimator) -> Tensor:
+    """Expected ascent direction of a group of two."""
+    bed, p = case.bed, case.joint.exp()
+    chosen = algorithm(
+        advantage=estimator, value_loss=None, policy_loss=Clipped(), aggregation=ConstantLength(length=1)
+    )
+    rows = torch.cartesian_prod(torch.arange(341), torch.arange(341)).flatten()  # (2·341²,)
+    group = torch.arange(341**2).repeat_interleave(2)
+    rewards, mask = case.shaped(chosen)[rows], bed.mask[rows]
+    advantages = chosen.estimate(rewards, None, mask, group, one_rank).advantages
+    likelihood = (p[:, None] * p).flatten().repeat_interleave(2)[:, None]
+    pair = torch.where(mask, chosen.aggregation(mask, one_rank).double() * 341**2 * likelihood, 0.0)
+    experience = SimpleNamespace(
+        rollout=SimpleNamespace(mask=mask),
+        old_logprobs=case.old[rows],
+        ref_logprobs=case.ref[rows],
+        advantages=advantages,
+    )
+    return case.gradient_of(
+        lambda logits: -(pair * chosen.token_loss(bed.logprobs(logits)[rows], experience, BETA)).sum()
+    )
+
+
+@pytest.mark.usefixtures("double")
+def test_leave_one_out_gives_the_exact_gradient_with_the_kl_in_the_reward(case: Case) -> None:
+    assert case.error(of_pairs(case, LeaveOneOut())) <= 1e-12
+
+
+@pytest.mark.usefixtures("double")
+def test_the_group_mean_gives_half_the_exact_gradient_in_groups_of_two(case: Case) -> None:
+    """(G − 1)/G of it: the response's own score is in the baseline."""
+    assert case.error(2 * of_pairs(case, GroupRelative(divide_by_std=False))) <= 1e-12
+
+
+@pytest.mark.usefixtures("double")
+def test_dividing_by_the_deviation_leaves_the_sign_of_the_difference_in_groups_of_two(
+    case: Case, testbed
+) -> None:
+    """Two returns deviate by ±d/2 from their mean and have the unbiased deviation |d|/√2."""
+    returns, p = testbed.r - BETA * (case.joint - testbed.log_ref), case.joint.exp()
+    difference = returns[:, None] - returns
+    advantage = (difference / 2 / (difference.abs() / 2**0.5 + 1e-4)) @ p  # (341,)
+    predicted = case.gradient_of(lambda logits: (p * advantage) @ testbed.log_joint(logits))
+    found = of_pairs(case, GroupRelative())
+    torch.testing.assert_close(found, predicted, rtol=0, atol=1e-13)
+    assert case.cosine(found) < 0.999
+
+
+# Without a critic: any number that was known before the response was drawn, and global moments.
+
+
+@pytest.mark.parametrize("estimator", [NoBaseline(), MovingAverage(), GreedyBaseline()])
+@pytest.mark.parametrize("baseline", [-2.0, 0.7])
+def test_any_number_known_beforehand_gives_the_exact_gradient(case: Case, estimator, baseline: float) -> None:
+    chosen = algorithm(advantage=estimator, value_loss=None)
+    found = chosen.estimate(
+        case.shaped(chosen), None, case.bed.mask, case.group, one_rank, torch.full((341,), baseline)
+    )
+    assert case.error(case.ascent(chosen, found.advantages)) <= 1e-12
+
+
+def test_whitening_the_returns_divides_the_exact_gradient_by_their_standard_deviation(case: Case) -> None:
+    chosen = algorithm(advantage=WhitenedReturns(), value_loss=None)
+    rewards, mask = case.shaped(chosen), case.bed.mask
+    raw = torch.where(mask, rewards, 0.0).flip(1).cumsum(1).flip(1)
+    sums = torch.stack([(case.weights * x).sum() for x in (raw, raw.square(), torch.ones_like(raw))])
+    whitened = chosen.estimate(rewards, None, mask, case.group, lambda _: sums).advantages
+    sigma = (sums[1] / sums[2] - (sums[0] / sums[2]).square() + 1e-8).sqrt()
+    assert case.error(sigma * case.ascent(chosen, whitened)) <= 1e-12
+
+
+def test_clipping_the_score_is_the_gradient_of_the_clipped_objective(case: Case) -> None:
+    chosen, bed = algorithm(lam=1.0, score_clip=0.5, missing_eos_score=None), case.bed
+    whole = bed.r.clamp(-0.5, 0.5) - BETA * (case.joint - bed.log_ref)
+    expected = case.gradient_of(lambda logits: (case.joint.exp() * whole) @ bed.log_joint(logits))
+    rewards = chosen.shape(bed.r, bed.ended, case.old, case.ref, bed.mask, BETA)
+    found = case.ascent(chosen, case.advantages(chosen, rewards, torch.zeros_like(rewards)))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_an_importance_correction_makes_samples_of_another_policy_exact(case: Case) -> None:
+    """Responses drawn from the reference, weighed as a whole without a bound that bites."""
+    chosen = algorithm(correction=Truncated(cap=1e9, level=Level.sequence))
+    bandit = torch.where(case.bed.mask, case.shaped(chosen).sum(1, keepdim=True), 0.0)
+    drawn = torch.where(case.bed.mask, case.bed.log_ref.exp()[:, None], 0.0)
+    assert case.error(case.ascent(chosen, bandit, drawn)) <= 1e-12
+    assert case.error(case.ascent(algorithm(), bandit, drawn)) > 0.1  # without it
 
 
 # D30, both ways: a constant on every score is invisible, unless something is not shift-equivariant.
@@ -233,6 +398,28 @@ def test_kl_in_loss_is_wrong_by_the_documented_amount(case: Case) -> None:
     gradient = case.ascent(chosen, case.advantages(chosen, rewards, torch.zeros_like(rewards)))
     assert case.error(gradient) == pytest.approx(0.296, abs=6e-4)
     assert case.cosine(gradient) == pytest.approx(0.966, abs=6e-4)
+
+
+def test_k2_in_loss_is_wrong_by_the_documented_amount(case: Case) -> None:
+    chosen = algorithm(lam=1.0, kl=K2InLoss(coef=BETA))
+    rewards = case.shaped(chosen)
+    gradient = case.ascent(chosen, case.advantages(chosen, rewards, torch.zeros_like(rewards)))
+    assert case.error(gradient) == pytest.approx(0.174, abs=6e-4)
+    assert case.cosine(gradient) == pytest.approx(0.990, abs=6e-4)
+
+
+def test_exact_kl_in_loss_has_the_expected_gradient_of_k2(case: Case, testbed) -> None:
+    def penalty(logits: Tensor) -> Tensor:
+        table, ref = logits.log_softmax(1), testbed.ref_logits.log_softmax(1)
+        exact = (table.exp() * (table - ref)).sum(1)[testbed.states]  # (341, T), by the definition
+        return (case.weights * ExactKLInLoss().exact_loss(exact, testbed.mask, BETA)).sum()
+
+    k2_loss = case.gradient_of(
+        lambda logits: (
+            case.weights * K2InLoss().loss(testbed.logprobs(logits), case.ref, testbed.mask, BETA)
+        ).sum()
+    )
+    torch.testing.assert_close(case.gradient_of(penalty), k2_loss, rtol=1e-12, atol=1e-14)
 
 
 def charged(case: Case, penalty: Tensor) -> Tensor:

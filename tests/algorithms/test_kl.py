@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import gradcheck
 
 from rlhf.algorithms.kl import KL, AdaptiveKLInReward, KLInLoss, KLInReward, NoKL
 
@@ -99,3 +100,28 @@ def test_fixed_coefficients_stay(kl: KL) -> None:
 def test_values_out_of_range_are_refused(component, values, message) -> None:
     with pytest.raises(ValueError, match=message):
         component(**values)
+
+
+def test_a_coefficient_of_zero_is_a_coefficient() -> None:
+    assert (KLInReward(coef=0.0).initial_coef, KLInLoss(coef=0.0).initial_coef) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("kl", COMPONENTS)
+def test_what_enters_the_loss_is_differentiable(kl: KL) -> None:
+    logprobs, ref = draws()
+    assert gradcheck(lambda x: kl.loss(x, ref, MASK, 0.5), (logprobs.requires_grad_(),))
+
+
+@pytest.mark.parametrize("kl", COMPONENTS)
+def test_no_component_rewards_anything_but_k1_or_descends_k1(kl: KL) -> None:
+    """The placements that mislead (numerics D17) do not exist: a reward is 0 or −coef·k1; as a loss the
+    expected gradient of one step is never 0 unless the loss itself is, as that of k1 would be."""
+    policy, ref = torch.randn(2, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    policy, ref = policy.requires_grad_(), ref.log_softmax(0)[:, None]
+    logprobs, real = policy.log_softmax(0)[:, None], torch.ones(6, 1, dtype=torch.bool)
+    reward = kl.reward(logprobs.detach(), ref, real, 0.5)
+    assert not reward.any() or torch.equal(reward, -0.5 * (logprobs.detach() - ref))
+    loss = kl.loss(logprobs, ref, real, 0.5)
+    if loss.any():
+        (gradient,) = torch.autograd.grad((logprobs.detach().exp() * loss).sum(), policy)
+        assert gradient.norm() > 0.01

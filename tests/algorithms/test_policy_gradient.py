@@ -7,6 +7,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
+from torch.autograd import gradcheck
 
 from rlhf.algorithms.advantages import GAE, GroupRelative, LeaveOneOut
 from rlhf.algorithms.aggregation import ConstantLength, SequenceMean, TokenMean
@@ -148,6 +149,33 @@ def test_a_critic_that_nobody_reads_is_refused() -> None:
 def test_counts_below_one_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"PolicyGradient.{name} must be at least 1, got 0"):
         ppo(**{name: 0})
+
+
+def test_defaults_are_the_published_ones() -> None:
+    assert ppo() == ppo(epochs=4, minibatches=1, missing_eos_score=-1.0)
+    assert (ppo().epochs, ppo().minibatches, ppo().missing_eos_score) == (4, 1, -1.0)
+
+
+@pytest.mark.parametrize("algorithm", [ppo(), grpo(), grpo(policy_loss=Reinforce(), kl=NoKL())])
+def test_token_loss_is_differentiable(algorithm: PolicyGradient) -> None:
+    batch = experience()
+    logprobs = (OLD + 0.3 * REF.sin()).double().requires_grad_()
+    assert gradcheck(lambda x: algorithm.token_loss(x, batch, 0.5), (logprobs,))
+
+
+@pytest.mark.parametrize("estimator", [LeaveOneOut(), GroupRelative(divide_by_std=False)])
+@pytest.mark.parametrize("missing_eos_score", [None, -1.0])
+def test_a_constant_on_every_score_is_felt_by_a_group_where_cut_responses_have_a_fixed_score(
+    estimator: LeaveOneOut | GroupRelative, missing_eos_score: float | None
+) -> None:
+    """D30, both ways: without a fixed score a group does not feel it."""
+    algorithm = grpo(advantage=estimator, kl=NoKL(), missing_eos_score=missing_eos_score)
+    found = []
+    for scores in (SCORES, SCORES + 8.0):
+        rewards = algorithm.shape(scores, ENDED, OLD, REF, MASK, 0.0)
+        group = torch.zeros(3, dtype=torch.int64)
+        found.append(algorithm.estimate(rewards, None, MASK, group, one_rank).advantages)
+    assert torch.equal(*found) == (missing_eos_score is None)
 
 
 # As Hydra sees it: schema, merge, plain object.

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.autograd import gradcheck
 
 from rlhf.algorithms.policy_losses import Clipped, Reinforce
 
@@ -22,7 +23,7 @@ def test_clipped_reads_both_of_its_bounds() -> None:
     assert loss.clipped(NEW, OLD, down).tolist() == [[True, True, False, False]]
 
 
-def test_clipped_defaults_are_two_tenths() -> None:
+def test_defaults_of_both_clips_are_two_tenths() -> None:
     assert (Clipped().clip_low, Clipped().clip_high) == (0.2, 0.2)
 
 
@@ -51,3 +52,17 @@ def test_diagnostics_are_bool_of_the_same_shape(loss) -> None:
 def test_values_out_of_range_are_refused(values, message) -> None:
     with pytest.raises(ValueError, match=message):
         Clipped(**values)
+
+
+@pytest.mark.parametrize("bounds", [{"clip_low": 0.0}, {"clip_low": 1.0}, {"clip_high": 0.0}])
+def test_a_clip_may_lie_on_its_limit(bounds: dict[str, float]) -> None:
+    loss = Clipped(**bounds)
+    assert [getattr(loss, name) for name in bounds] == list(bounds.values())
+
+
+@pytest.mark.parametrize("loss", [Clipped(), Reinforce()])
+def test_policy_losses_are_differentiable(loss) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logprobs, noise, advantages = torch.randn(3, 2, 4, generator=generator, dtype=torch.float64)
+    mask, old = torch.arange(4) < torch.tensor([[4], [2]]), logprobs + 0.3 * noise
+    assert gradcheck(lambda x: loss(x, old, advantages, mask), (logprobs.requires_grad_(),))

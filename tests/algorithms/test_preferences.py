@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import gradcheck
 
 from rlhf.algorithms.preferences import BradleyTerry
 
@@ -44,3 +45,13 @@ def test_a_little_centring_pins_the_mean_and_leaves_the_gap() -> None:
 def test_negative_centring_is_refused() -> None:
     with pytest.raises(ValueError, match=r"BradleyTerry.center must not be negative, got -1.0"):
         BradleyTerry(center=-1.0)
+
+
+def test_scores_are_not_centred_unless_said() -> None:
+    assert BradleyTerry().center == 0.0
+    assert BradleyTerry()(row(3.0), row(3.0), row(0.0)).item() == pytest.approx(math.log(2))
+
+
+def test_loss_of_a_pair_is_differentiable() -> None:
+    chosen, rejected = row(0.3, -1.0, 3.0).requires_grad_(), row(0.5, 1.0, -2.0).requires_grad_()
+    assert gradcheck(lambda a, b: BradleyTerry(center=0.1)(a, b, row(0.1, 0.0, 0.2)), (chosen, rejected))

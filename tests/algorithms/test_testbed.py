@@ -52,7 +52,7 @@ def test_constants_of_the_optimum(testbed) -> None:
 
 
 @pytest.mark.parametrize(
-    ("token", "value"), enumerate([0.1313780250, 0.4638998497, -0.1505969838, 0.1224335920])
+    ("token", "value"), list(enumerate([0.1313780250, 0.4638998497, -0.1505969838, 0.1224335920]))
 )
 def test_soft_values_after_the_first_token(testbed, token: int, value: float) -> None:
     inside = testbed.responses[:, 0] == token

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.autograd import gradcheck
 
 from rlhf.algorithms.value_losses import ClippedValueLoss, SquaredError
 
@@ -24,3 +25,16 @@ def test_squared_error_ignores_the_old_values() -> None:
 def test_a_clip_that_holds_everything_is_refused() -> None:
     with pytest.raises(ValueError, match=r"ClippedValueLoss.clip must be positive, got 0.0"):
         ClippedValueLoss(clip=0.0)
+
+
+def test_a_value_may_move_by_two_tenths_unless_said() -> None:
+    assert ClippedValueLoss().clip == 0.2
+
+
+@pytest.mark.parametrize("loss", [ClippedValueLoss(), SquaredError()])
+def test_value_losses_are_differentiable(loss) -> None:
+    values, old, returns = torch.randn(
+        3, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    mask = torch.arange(4) < torch.tensor([[4], [2]])
+    assert gradcheck(lambda x: loss(x, old, returns, mask), (values.requires_grad_(),))

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd import gradcheck
 
-from rlhf.ops.baselines import group_deviation, group_std, leave_one_out
+from rlhf.ops.baselines import group_deviation, group_std, leave_one_out, unequal_groups
 
 ALL = torch.ones(4, dtype=torch.bool)
 
@@ -108,3 +109,34 @@ def test_a_group_without_a_counted_row_is_zero(statistic) -> None:
     counted = torch.tensor([True, True, False, False])
     found = statistic(torch.tensor([1.0, 3.0, 5.0, 5.0]), torch.tensor([0, 0, 1, 1]), counted)
     assert found[2:].tolist() == [0.0, 0.0]
+
+
+def test_groups_with_fewer_than_all_and_more_than_none_correct_are_kept() -> None:
+    """DAPO's condition 0 < correct < G, for every number of correct answers out of four."""
+    correct = torch.tensor([[0, 0, 0, 0], [1, 0, 0, 0], [0, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]])
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    group = torch.arange(5).repeat_interleave(4)[order]
+    kept = unequal_groups(correct.flatten().float()[order], group, torch.ones(20, dtype=torch.bool))
+    assert torch.equal(kept, (group > 0) & (group < 4))
+
+
+def test_equality_of_a_group_is_judged_by_its_counted_rows() -> None:
+    scores = torch.tensor([1.0, 1.0, float("nan"), 2.0, 3.0, 7.0])
+    group, counted = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([1, 1, 0, 1, 1, 0]).bool()
+    assert unequal_groups(scores, group, counted).tolist() == [False] * 3 + [True] * 2 + [False]
+
+
+@pytest.mark.parametrize("statistic", [leave_one_out, group_deviation, group_std])
+def test_group_statistics_are_differentiable(statistic) -> None:
+    scores, group, counted = sample(2)
+    assert gradcheck(lambda x: statistic(x, group, counted), (scores.requires_grad_(),))
+
+
+@pytest.mark.parametrize("statistic", [leave_one_out, group_deviation, group_std])
+def test_group_statistics_stay_where_the_scores_are(statistic) -> None:
+    """Whatever torch's default device is; "meta" stands for another one."""
+    expected = statistic(*sample(4))
+    drawn = sample(4)
+    with torch.device("meta"):
+        found = statistic(*drawn)
+    assert torch.equal(found, expected)

@@ -146,3 +146,28 @@ def test_a_temperature_that_is_not_positive_is_refused(temperature: float) -> No
 def test_kl_between_vocabularies_of_different_size_is_refused() -> None:
     with pytest.raises(ValueError, match="shapes"):
         exact_kl(torch.zeros(2, 3), torch.zeros(2, 4))
+
+
+def test_temperature_two_takes_the_root_of_the_odds() -> None:
+    roots = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64).sqrt()
+    torch.testing.assert_close(vocabulary_logprobs(LOG_125, 2.0).exp(), roots / roots.sum())
+
+
+def test_every_temperature_is_one_unless_said() -> None:
+    p, target = torch.tensor([0.125, 0.25, 0.625], dtype=torch.float64), torch.tensor(2)
+    both = logprobs_and_entropies(LOG_125, target)
+    for found in (vocabulary_logprobs(LOG_125)[2], token_logprobs(LOG_125, target), both.logprobs):
+        torch.testing.assert_close(found, p[2].log())
+    for found in (entropy(LOG_125), both.entropies):
+        torch.testing.assert_close(found, -(p * p.log()).sum())
+    uniform = torch.full((3,), 1 / 3, dtype=torch.float64)
+    torch.testing.assert_close(exact_kl(LOG_125, uniform.log()), (p * (3 * p).log()).sum())
+
+
+def test_gradients_of_whole_distributions_are_those_of_finite_differences() -> None:
+    logits = random_logits(3, 5, size=2.0).double().requires_grad_()
+    targets = torch.tensor([0, 4, 2])
+    assert gradcheck(lambda z: vocabulary_logprobs(z, 0.7), logits)
+    assert gradcheck(lambda z: tuple(logprobs_and_entropies(z, targets, 0.7)), logits)
+    fixed = logits.detach().flip(0)
+    assert gradcheck(lambda z: exact_kl(fixed, z, 0.7), logits)  # by the second argument

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.autograd import gradcheck
 
 from rlhf.ops.masking import masked_moments, response_mask, whiten
 
@@ -52,7 +53,9 @@ def test_response_mask_takes_the_end_ids_as_a_tensor() -> None:
 
 @pytest.mark.parametrize("statistic", [masked_moments, whiten])
 def test_statistics_of_nothing_are_refused(statistic, one_rank) -> None:
-    with pytest.raises(ValueError, match="no True position on any rank, needs at least 1"):
+    with pytest.raises(
+        ValueError, match=r"^masked_moments: the mask has no True position on any rank, needs at least 1$"
+    ):
         statistic(torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.bool), one_rank)
 
 
@@ -133,3 +136,52 @@ def test_padding_never_reaches_a_statistic(poison: float, one_rank) -> None:
     assert torch.equal(
         masked_moments(dirty, mask, one_rank).variance, masked_moments(x, mask, one_rank).variance
     )
+
+
+def test_response_mask_is_where_the_responses_are() -> None:
+    """Whatever torch's default device is; "meta" stands for another one."""
+    responses = torch.tensor([[1, 4, 2]])
+    with torch.device("meta"):
+        found = response_mask(responses, [4])
+    assert found.tolist() == [[True, True, False]]
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e-3, 1e3, 1e6])
+def test_variance_is_in_the_square_of_any_unit(unit: float, one_rank) -> None:
+    x, mask = random(16, 8) + 1, ragged(16, 8)
+    one = masked_moments(x, mask, one_rank)
+    found = masked_moments(x * unit, mask, one_rank)
+    torch.testing.assert_close(found.variance, one.variance * unit**2, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.mean, one.mean * unit, rtol=1e-12, atol=0)
+
+
+@given(st.integers(1, 5000), st.floats(1e3, 1e9))
+@settings(deadline=None, max_examples=50)
+def test_equal_large_numbers_have_no_variance_whatever_their_sum_rounds_to(count: int, value: float) -> None:
+    x = torch.full((count,), value, dtype=torch.float64)
+    moments = masked_moments(x, torch.ones(count, dtype=torch.bool), lambda part: part)
+    assert moments.variance == 0
+
+
+def test_whitening_by_other_statistics_is_something_else(one_rank) -> None:
+    """Negative controls (numerics E6): over the padding, with ddof = 1, without centring."""
+    x, mask = random(6, 5) + 2, ragged(6, 5)
+    kept, right = x[mask], whiten(x, mask, one_rank)[mask]
+    for mean, variance in [
+        (x.mean(), x.var(correction=0)),
+        (kept.mean(), kept.var(correction=1)),
+        (torch.tensor(0.0), kept.var(correction=0)),
+    ]:
+        assert ((kept - mean) / (variance + 1e-8).sqrt() - right).abs().max() > 0.01
+    torch.testing.assert_close((kept - kept.mean()) / (kept.var(correction=0) + 1e-8).sqrt(), right)
+
+
+def test_statistics_are_differentiable(one_rank) -> None:
+    x, mask = random(3, 4).requires_grad_(), ragged(3, 4)
+
+    def moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = masked_moments(x, mask, one_rank)
+        return found.mean, found.variance
+
+    assert gradcheck(moments, (x,))
+    assert gradcheck(lambda x: whiten(x, mask, one_rank), (x,))

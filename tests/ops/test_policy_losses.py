@@ -2,6 +2,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
 
@@ -24,6 +26,8 @@ REGIONS = [
     (1.5, -2.0, 3.0, 3.0, False),
     (1.0, 2.0, -2.0, -2.0, False),
     (1.25, 0.0, 0.0, 0.0, False),
+    (1.5, 0.0, 0.0, 0.0, False),
+    (0.5, 0.0, 0.0, 0.0, False),
 ]
 
 
@@ -97,3 +101,30 @@ def test_approx_kl_is_unbiased_for_the_kl_from_old_to_new() -> None:
     torch.testing.assert_close((old.exp() * approx_kl(new, old)).sum(), exact)
     assert (approx_kl(new, old) >= 0).all()
     assert (approx_kl(old, old) == 0).all()
+
+
+@pytest.mark.parametrize("advantage", [2.0, -2.0])
+def test_a_ratio_on_its_bound_is_not_clipped_and_has_its_gradient(advantage: float) -> None:
+    logprobs, real = one(-1.0).requires_grad_(), torch.ones(1, 1, dtype=torch.bool)
+    bounds = {"clip_low": 0.0, "clip_high": 0.0}  # both bounds are 1, which is the ratio
+    clipped_surrogate(logprobs, one(-1.0), one(advantage), real, **bounds).sum().backward()
+    assert logprobs.grad.item() == -advantage
+    assert not clipped(logprobs, one(-1.0), one(advantage), **bounds).item()
+
+
+@given(st.floats(-2, 2), st.floats(-3, 3), st.floats(0, 1), st.floats(0, 2))
+@settings(deadline=None, max_examples=100)
+def test_clipped_surrogate_is_the_smaller_of_two_products(
+    log_ratio: float, advantage: float, low: float, high: float
+) -> None:
+    ratio, real = math.exp(log_ratio), torch.ones(1, 1, dtype=torch.bool)
+    bounded = min(max(ratio, 1 - low), 1 + high)
+    found = clipped_surrogate(
+        one(log_ratio - 1), one(-1.0), one(advantage), real, clip_low=low, clip_high=high
+    )
+    assert found.item() == pytest.approx(-min(ratio * advantage, bounded * advantage), rel=1e-12, abs=1e-12)
+
+
+def test_approx_kl_is_differentiable() -> None:
+    logprobs, old, _, _ = ragged(4)
+    assert gradcheck(lambda x: approx_kl(x, old), (logprobs.requires_grad_(),))

@@ -2,6 +2,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
 
@@ -83,3 +85,20 @@ def test_ties_alone_drive_the_gap_to_zero() -> None:
         bradley_terry(gap, row(0.0), row(0.0), 0.5).sum().backward()
         optimizer.step()
     assert abs(gap.item()) < 1e-6
+
+
+@given(st.floats(-20, 20), st.floats(-20, 20), st.floats(-3, 3), st.floats(0, 1))
+@settings(deadline=None, max_examples=100)
+def test_loss_is_the_likelihood_of_the_comparison(
+    chosen: float, rejected: float, margin: float, label: float
+) -> None:
+    gap = chosen - rejected - margin
+    expected = label * math.log1p(math.exp(-gap)) + (1 - label) * math.log1p(math.exp(gap))
+    found = bradley_terry(row(chosen), row(rejected), row(margin), label)
+    assert found.item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.75, -2.0])
+def test_margin_shifts_the_best_gap_by_exactly_itself(margin: float) -> None:
+    """The first wins four of five times: without a margin the best gap is logit 0.8 = log 4."""
+    assert gradient(math.log(4) + margin, label=0.8, margin=margin) == pytest.approx(0, abs=1e-12)

@@ -3,8 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd import gradcheck
 
-from rlhf.ops.returns import gae
+from rlhf.ops.returns import gae, returns_to_go
 
 
 def episode(seed: int = 0, rows: int = 5, width: int = 6) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,3 +97,48 @@ def test_gae_keeps_its_arguments_and_their_dtype() -> None:
     assert advantages.dtype == torch.float32
     assert torch.equal(rewards, before[0])
     assert torch.equal(values, before[1])
+
+
+def test_returns_to_go_sum_the_rewards_that_follow() -> None:
+    rewards, _, mask = episode(6)
+    expected = torch.zeros_like(rewards)
+    for row, length in enumerate(mask.sum(1).tolist()):
+        for t in range(length):
+            expected[row, t] = sum(rewards[row, k] for k in range(t, length))
+    torch.testing.assert_close(returns_to_go(torch.where(mask, rewards, float("nan")), mask), expected)
+
+
+def test_returns_to_go_are_gae_without_a_critic() -> None:
+    rewards, values, mask = episode(7)
+    whole, _ = gae(rewards, torch.zeros_like(values), mask, gamma=1.0, lam=1.0)
+    torch.testing.assert_close(returns_to_go(rewards, mask), whole)
+
+
+def test_gae_is_differentiable() -> None:
+    rewards, values, mask = episode(5, rows=3, width=4)
+    inputs = rewards.requires_grad_(), values.requires_grad_()
+    assert gradcheck(lambda r, v: gae(r, v, mask, gamma=0.9, lam=0.8), inputs)
+
+
+def wrong(rewards: Tensor, values: Tensor, mask: Tensor, *, bootstrap: bool, unmasked: bool) -> Tensor:
+    """The quadratic sum with what follows the last real token taken from somewhere else than 0."""
+    expected = quadratic(rewards, values, mask, 0.9, 0.8)
+    for row, length in enumerate(mask.sum(1).tolist()):
+        if not length:
+            continue
+        at_limit = length == mask.shape[1]
+        following = values[row, -1] if bootstrap and at_limit else 0.0  # V(s_T) from itself
+        following = values[row, length] if unmasked and not at_limit else following
+        for t in range(length):
+            expected[row, t] += (0.9 * 0.8) ** (length - 1 - t) * 0.9 * following
+    return expected
+
+
+def test_gae_with_a_value_after_the_last_token_is_something_else() -> None:
+    """Negative controls (numerics E4), on rows of which some reach the limit and some do not."""
+    rewards, values, _ = episode(6)
+    mask = torch.arange(6) < torch.tensor([[6], [3], [1], [6], [4]])
+    found, _ = gae(rewards, values, mask, gamma=0.9, lam=0.8)
+    torch.testing.assert_close(wrong(rewards, values, mask, bootstrap=False, unmasked=False), found)
+    for mistake in ({"bootstrap": True, "unmasked": False}, {"bootstrap": False, "unmasked": True}):
+        assert (wrong(rewards, values, mask, **mistake) - found).abs().max() > 0.1

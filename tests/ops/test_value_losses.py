@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
 
@@ -24,6 +26,32 @@ def test_clipped_value_loss_is_the_literal_table(value: float, loss: float, grad
     assert found.item() == pytest.approx(loss, abs=1e-12)
     assert values.grad is not None
     assert values.grad.item() == pytest.approx(gradient, abs=1e-12)
+
+
+# the same below the old value: V_old = 0, R = −1
+@pytest.mark.parametrize(
+    ("value", "loss", "gradient"),
+    [(-0.1, 0.405, 0.9), (-0.5, 0.32, 0.0), (0.5, 1.125, 1.5), (-1.5, 0.32, 0.0), (-3.0, 2.0, -2.0)],
+)
+def test_clipped_value_loss_of_a_falling_value_mirrors_that_of_a_rising_one(
+    value: float, loss: float, gradient: float
+) -> None:
+    values = one(value).requires_grad_()
+    found = clipped_value_loss(values, one(0.0), one(-1.0), REAL, clip=0.2)
+    found.sum().backward()
+    assert found.item() == pytest.approx(loss, abs=1e-12)
+    assert values.grad.item() == pytest.approx(gradient, abs=1e-12)
+
+
+@given(*[st.floats(-3, 3)] * 3, st.floats(0.01, 2))
+@settings(deadline=None, max_examples=100)
+def test_clipped_value_loss_is_the_larger_of_two_errors(
+    value: float, old: float, target: float, clip: float
+) -> None:
+    near = min(max(value, old - clip), old + clip)
+    found = clipped_value_loss(one(value), one(old), one(target), REAL, clip=clip)
+    expected = max((value - target) ** 2, (near - target) ** 2) / 2
+    assert found.item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
 def test_squared_error_is_half_the_square() -> None:

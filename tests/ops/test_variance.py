@@ -1,5 +1,8 @@
+import statistics
+
 import pytest
 import torch
+from torch.autograd import gradcheck
 
 from rlhf.ops.variance import explained_variance
 
@@ -54,3 +57,16 @@ def test_two_ranks_are_one_sample(across_ranks, one_rank) -> None:
 
     for part in across_ranks(work, 2):
         torch.testing.assert_close(part, whole)
+
+
+def test_explained_variance_is_its_definition_over_the_real_tokens(one_rank) -> None:
+    values = torch.randn(4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    real, residual = returns()[MASK], (returns() - values)[MASK]
+    expected = 1 - statistics.pvariance(residual.tolist()) / statistics.pvariance(real.tolist())
+    found = explained_variance(values, returns(), MASK, one_rank)
+    assert found.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_explained_variance_is_differentiable(one_rank) -> None:
+    values = (returns() / 3).requires_grad_()
+    assert gradcheck(lambda v: explained_variance(v, returns(), MASK, one_rank), (values,))
