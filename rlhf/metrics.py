@@ -71,15 +71,19 @@ class Metrics:
 class Clock:
     """Seconds of one step by phase; what no phase claims is ``time/other``."""
 
-    def __init__(self) -> None:
+    def __init__(self, enter: Callable[[str], object] = lambda phase: None) -> None:
+        """``enter`` is told each phase as it begins, and ``"other"`` after it."""
+        self._enter = enter
         self._start = time.perf_counter()
         self._phases: dict[str, float] = {}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Add the time spent inside to ``time/NAME``."""
+        self._enter(name)
         start = time.perf_counter()
         yield
+        self._enter("other")
         self._phases[name] = self._phases.get(name, 0.0) + time.perf_counter() - start
 
     def report(self, metrics: Metrics, tokens: int, rows: int, ranks: int) -> None:

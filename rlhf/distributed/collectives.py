@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rlhf.distributed import runtime
+from rlhf.distributed.watch import WATCH
 
 T = TypeVar("T")
 
@@ -32,7 +33,8 @@ def is_main() -> bool:
 def barrier() -> None:
     """Wait for every rank."""
     if world_size() > 1:
-        dist.barrier()
+        with WATCH.meeting("the barrier"):
+            dist.barrier()
 
 
 def all_sum(tensor: Tensor) -> Tensor:
@@ -42,17 +44,19 @@ def all_sum(tensor: Tensor) -> Tensor:
     """
     floating = tensor.is_floating_point()
     total = tensor.detach().to(runtime.device(), torch.float64 if floating else torch.int64, copy=True)
-    if world_size() > 1:
-        dist.all_reduce(total)
-    return total.to(tensor.device, tensor.dtype if floating else torch.int64)
+    with WATCH.meeting("the sum over ranks"):
+        if world_size() > 1:
+            dist.all_reduce(total)
+        return total.to(tensor.device, tensor.dtype if floating else torch.int64)
 
 
 def all_max(tensor: Tensor) -> Tensor:
     """The elementwise maximum over ranks, as a new tensor of the same shape and dtype without a graph."""
     largest = tensor.detach().to(runtime.device(), copy=True)
-    if world_size() > 1:
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    return largest.to(tensor.device)
+    with WATCH.meeting("the maximum over ranks"):
+        if world_size() > 1:
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return largest.to(tensor.device)
 
 
 def gather_objects(item: T) -> list[T]:
@@ -60,7 +64,8 @@ def gather_objects(item: T) -> list[T]:
     if world_size() == 1:
         return [item]
     items: list[T] = [item] * world_size()
-    dist.all_gather_object(items, item)
+    with WATCH.meeting("the exchange of objects"):
+        dist.all_gather_object(items, item)
     return items
 
 
@@ -69,7 +74,8 @@ def broadcast_object(item: T, source: int = 0) -> T:
     if world_size() == 1:
         return item
     items = [item]
-    dist.broadcast_object_list(items, src=source)
+    with WATCH.meeting(f"the broadcast from rank {source}"):
+        dist.broadcast_object_list(items, src=source)
     return items[0]
 
 

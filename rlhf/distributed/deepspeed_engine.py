@@ -6,6 +6,7 @@ import contextlib
 import glob
 import io
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +21,14 @@ from rlhf.distributed.engine import (
     LearningRates,
     cast_parameters,
     clip_gradients,
+    first_not_finite,
     require_finite,
     require_graph,
     require_layout,
     write_layout,
 )
 from rlhf.distributed.gathering import full_state
+from rlhf.distributed.watch import WATCH
 
 if TYPE_CHECKING:
     from rlhf.distributed.engine_config import ZeRO
@@ -41,6 +44,7 @@ class DeepSpeedEngine:
         self._zero = zero
         self._rates = LearningRates(optimizer)
         self._stage0_norm = 0.0
+        self._faulty: str | None = None
         if zero.stage == 0:
             optimizer.register_step_pre_hook(self._clip_unsharded)
         self._engine = _initialize(module, optimizer, zero)
@@ -52,12 +56,14 @@ class DeepSpeedEngine:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's forward."""
-        return self._engine(*args, **kwargs)
+        with WATCH.meeting(f"the {self.name}'s forward pass"):
+            return self._engine(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
         """Add this rank's share of a sum. DeepSpeed averages over ranks, so multiply first."""
         require_graph(self.name, loss)
-        self._engine.backward(loss * world_size(), scale_wrt_gas=False)
+        with WATCH.meeting(f"the reduction of the {self.name}'s gradients"):
+            self._engine.backward(loss * world_size(), scale_wrt_gas=False)
 
     def step(self) -> float:
         """Reduce, clip, update; the norm before clipping.
@@ -65,10 +71,11 @@ class DeepSpeedEngine:
         At stages 1 to 3 DeepSpeed itself discards a step whose norm is not finite, without a word, and
         reports the norm as infinite.
         """
-        self._engine.step()
-        norm = self._engine.get_global_grad_norm()
-        norm = self._stage0_norm if norm is None else float(norm)
-        require_finite(self.name, self._engine.global_steps, norm)
+        with WATCH.meeting(f"the {self.name}'s optimizer step"):
+            self._engine.step()
+            norm = self._engine.get_global_grad_norm()
+            norm = self._stage0_norm if norm is None else float(norm)
+        require_finite(self.name, self._engine.global_steps, norm, self._faulty)
         return norm
 
     def scale_lr(self, factor: float) -> None:
@@ -87,13 +94,15 @@ class DeepSpeedEngine:
                 f"{self.name}: {folder} contains one of *?[, and DeepSpeed could not load from there"
             )
         write_layout(folder, _kind(self._zero))
-        if self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False) is False:
+        with WATCH.meeting(f"the writing of the {self.name}'s checkpoint"):
+            saved = self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        if saved is False:
             raise OSError(f"{self.name}: DeepSpeed could not write its checkpoint into {folder}")
 
     def load(self, folder: Path) -> None:
         """Continue from :meth:`save`, with the same stage and number of ranks: DeepSpeed has no other way."""
         require_layout(folder, self.name, _kind(self._zero))
-        with _silence():
+        with _silence(), WATCH.meeting(f"the reading of the {self.name}'s checkpoint"):
             path, _ = self._engine.load_checkpoint(str(folder), tag=TAG)
         if path is None:
             raise FileNotFoundError(f"{self.name}: DeepSpeed found no checkpoint in {folder}")
@@ -114,7 +123,9 @@ class DeepSpeedEngine:
         """Stage 0 reports no norm, so clip where the gradients are already reduced, before the update."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._stage0_norm = clip_gradients(parameters, self._zero.clip)
-        require_finite(self.name, self._engine.global_steps + 1, self._stage0_norm)
+        if not math.isfinite(self._stage0_norm):
+            self._faulty = first_not_finite(self.module)
+            optimizer.zero_grad(set_to_none=True)  # a parameter without a gradient does not move
 
 
 def sharded_module(module: nn.Module, *, zero: ZeRO) -> nn.Module:
@@ -128,8 +139,9 @@ def _initialize(module: nn.Module, optimizer: torch.optim.Optimizer | None, zero
 
     cast_parameters(module, zero.precision.dtype)
     settings = _settings(module, zero, trains=optimizer is not None)
-    with _silence():
+    with _silence(), WATCH.meeting("DeepSpeed's initialization"):
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+    runtime.wait_as_long_in_every_group()
     return engine
 
 

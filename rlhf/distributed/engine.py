@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from rlhf.distributed import runtime
 from rlhf.distributed.collectives import barrier, is_main, on_main, world_size
 from rlhf.distributed.gathering import full_state
+from rlhf.distributed.watch import WATCH
 
 
 class Engine(Protocol):
@@ -41,7 +43,8 @@ class Engine(Protocol):
         """Clip, update, forget the gradients; the global gradient norm before clipping.
 
         Raises:
-            FloatingPointError: the norm is not finite. No parameter has moved.
+            FloatingPointError: the norm is not finite, on any rank. Neither parameters nor optimizer have
+                moved, the gradients are forgotten, and the engine can go on.
         """
 
     def scale_lr(self, factor: float) -> None:
@@ -101,8 +104,9 @@ class TorchEngine:
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self._steps = 0
         if world_size() > 1:  # the ranks start from rank 0's weights, as under DeepSpeed
-            for tensor in [*module.parameters(), *module.buffers()]:
-                dist.broadcast(tensor.data, src=0)
+            with WATCH.meeting(f"the broadcast of the {name}'s weights"):
+                for tensor in [*module.parameters(), *module.buffers()]:
+                    dist.broadcast(tensor.data, src=0)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's forward."""
@@ -115,15 +119,18 @@ class TorchEngine:
 
     def step(self) -> float:
         """Sum over ranks, clip, update; the norm before clipping."""
-        for parameter in self._parameters:
-            if parameter.grad is None:  # zero, as under DeepSpeed: another rank may have used the parameter
-                parameter.grad = torch.zeros_like(parameter)
-            if world_size() > 1:
-                dist.all_reduce(parameter.grad)
+        with WATCH.meeting(f"the reduction of the {self.name}'s gradients"):
+            for parameter in self._parameters:
+                if parameter.grad is None:  # zero, as under DeepSpeed: another rank may have used it
+                    parameter.grad = torch.zeros_like(parameter)
+                if world_size() > 1:
+                    dist.all_reduce(parameter.grad)
         norm = clip_gradients(self._parameters, self._clip)
-        require_finite(self.name, self._steps + 1, norm)
-        self._optimizer.step()
+        faulty = None if math.isfinite(norm) else first_not_finite(self.module)
+        if math.isfinite(norm):
+            self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        require_finite(self.name, self._steps + 1, norm, faulty)
         self._steps += 1
         return norm
 
@@ -169,9 +176,14 @@ def cast_parameters(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def clip_gradients(parameters: list[nn.Parameter], clip: float | None) -> float:
-    """Scale the gradients so that their joint L2 norm is at most ``clip``; the norm before."""
-    bound = float("inf") if clip is None else clip
-    return float(torch.nn.utils.clip_grad_norm_(parameters, bound))
+    """Scale the gradients so that their joint L2 norm is at most ``clip``; the norm before.
+
+    Where it is not finite they stay as they are, for `first_not_finite`.
+    """
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if clip is not None and math.isfinite(norm):
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+    return float(norm)
 
 
 def require_graph(name: str, loss: Tensor) -> None:
@@ -183,10 +195,21 @@ def require_graph(name: str, loss: Tensor) -> None:
         )
 
 
-def require_finite(name: str, step: int, norm: float) -> None:
-    """Refuse a gradient norm that is NaN or infinite."""
-    if not torch.isfinite(torch.tensor(norm)):
-        raise FloatingPointError(f"{name}: gradient norm of step {step} is {norm}; no parameter was changed")
+def require_finite(name: str, step: int, norm: float, faulty: str | None = None) -> None:
+    """Refuse a gradient norm that is NaN or infinite; ``faulty`` is the parameter where it is, if known."""
+    if not math.isfinite(norm):
+        where = "" if faulty is None else f", first in that of {faulty}"
+        raise FloatingPointError(
+            f"{name}: gradient norm of step {step} is {norm}{where}; no parameter was changed"
+        )
+
+
+def first_not_finite(module: nn.Module) -> str | None:
+    """The first parameter with a gradient that is not finite; None when their norm alone overflows."""
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            return name
+    return None
 
 
 def write_layout(folder: Path, kind: str) -> None:

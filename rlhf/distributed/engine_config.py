@@ -12,6 +12,7 @@ from torch import nn
 
 from rlhf.distributed import runtime
 from rlhf.distributed.engine import Engine, TorchEngine, cast_parameters
+from rlhf.distributed.watch import WATCH
 
 
 class Precision(Enum):
@@ -155,17 +156,21 @@ class ZeRO(EngineConfig):
             return Frozen(cast_parameters(module, self.precision.dtype).to(runtime.device()))
         from rlhf.distributed.deepspeed_engine import sharded_module
 
-        return Frozen(module, sharded_module(module, zero=self))
+        return Frozen(module, sharded_module(module, zero=self), name=name)
 
 
 class Frozen:
     """A module in eval mode whose parameters take no gradient and whose forward builds no graph."""
 
-    def __init__(self, module: nn.Module, forward: nn.Module | None = None) -> None:
+    def __init__(self, module: nn.Module, forward: nn.Module | None = None, *, name: str = "model") -> None:
         self.module = module.eval().requires_grad_(False)
         self._forward = module if forward is None else forward
+        self._name = name
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's forward."""
-        return self._forward(*args, **kwargs)
+        if self._forward is self.module:
+            return self._forward(*args, **kwargs)
+        with WATCH.meeting(f"the {self._name}'s forward pass"):
+            return self._forward(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.distributed.collectives import is_main
+from rlhf.distributed.watch import WATCH
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -28,7 +30,9 @@ def gathered(*tensors: Tensor) -> Iterator[None]:
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(sharded):
+    with contextlib.ExitStack() as stack:
+        with WATCH.meeting("the gathering of weights"):
+            stack.enter_context(deepspeed.zero.GatheredParameters(sharded))
         yield
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -21,6 +22,8 @@ from torch.distributed import (  # type: ignore[attr-defined]
     rendezvous,
 )
 
+from rlhf.distributed.watch import WATCH
+
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -34,42 +37,87 @@ class Runtime:
     device: torch.device
 
 
-def start(*, timeout: timedelta = timedelta(minutes=30)) -> Runtime:
+def start(
+    *,
+    timeout: timedelta = timedelta(minutes=30),
+    report: Callable[[str], object] = lambda line: sys.stderr.write(f"{line}\n"),
+) -> Runtime:
     """Join the ranks that the launcher (deepspeed, torchrun) describes, or run alone when there is none.
 
     gloo on a CPU, nccl on a GPU. Calling it again while started returns the same ``Runtime``; after
-    :func:`stop` it joins anew, as the jobs of a multirun do one after another.
+    :func:`stop` it joins anew, as the jobs of a multirun do one after another. From here on a rank that is
+    missing ends the process (``rlhf/distributed/watch.py``).
 
     Args:
-        timeout: how long a collective waits for the slowest rank before it fails.
+        timeout: how long a rank waits for the others before its process ends.
+        report: tells the user, in one line, which rank was missing.
 
     Raises:
-        ValueError: the launcher's variables are incomplete.
+        ValueError: the launcher's variables are incomplete, or not all ranks came.
     """
     _quieten()
     rank, world_size, local_rank = _place()
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
     if not dist.is_initialized():
-        dist.init_process_group(
-            "nccl" if torch.cuda.is_available() else "gloo",
-            store=HashStore() if world_size == 1 else _next_store(rank, timeout),
-            rank=rank,
-            world_size=world_size,
-            timeout=timeout,
-        )
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        store = HashStore() if world_size == 1 else _next_store(rank, timeout)
+        if world_size > 1:
+            WATCH.start(
+                store.clone(),  # type: ignore[attr-defined]
+                rank=rank,
+                ranks=world_size,
+                timeout=timeout,
+                returns_early=backend == "nccl",
+                report=report,
+            )
+        with WATCH.meeting("the process group"):
+            dist.init_process_group(
+                backend,
+                store=store,
+                rank=rank,
+                world_size=world_size,
+                timeout=group_timeout(timeout),
+            )
     return Runtime(rank, world_size, local_rank, device())
+
+
+def group_timeout(timeout: timedelta) -> timedelta:
+    """How long the backend itself waits: longer, for it cannot say who is missing."""
+    return 2 * timeout
+
+
+def wait_as_long_in_every_group() -> None:
+    """Give the groups that DeepSpeed makes the timeout of the ranks' own; torch gives them its default."""
+    from torch.distributed import distributed_c10d
+
+    groups = list(distributed_c10d._world.pg_map)  # private, as is the setter (torch 2.13)
+    timeout = groups[0]._get_backend(device()).options._timeout
+    for group in groups[1:]:
+        distributed_c10d._set_pg_timeout(timeout, group)
 
 
 def stop() -> None:
     """Leave the ranks; nothing when not started. Engines made before are of no use afterwards."""
     if not dist.is_initialized():
         return
+    WATCH.stop()
     deepspeed_comm = sys.modules.get("deepspeed.comm")
     if deepspeed_comm is not None and deepspeed_comm.is_initialized():
         deepspeed_comm.destroy_process_group()  # also forgets the groups that DeepSpeed keeps
     else:
         dist.destroy_process_group()
+
+
+def abandon(error: str) -> None:
+    """Leave the ranks because of ``error``, which the others are told.
+
+    Among several the process must end after it: what breaks off a collective may hang itself.
+    """
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        WATCH.fail(error)
+    else:
+        stop()
 
 
 def leave(status: int) -> NoReturn:
@@ -78,7 +126,7 @@ def leave(status: int) -> NoReturn:
     Among several ranks without the interpreter's own shutdown: a thread of gloo that releases its last tensor
     just then aborts the process (torch 2.13), and DeepSpeed keeps the threads' group for good.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if alone():
         sys.exit(status)
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -95,8 +143,12 @@ def device() -> torch.device:
 
 def rank_label() -> str:
     """`` [rank 1]`` where there are several, for messages; known before and after the ranks are joined."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return f" [rank {os.environ.get('RANK', '?')}]" if several else ""
+    return "" if alone() else f" [rank {os.environ.get('RANK', '?')}]"
+
+
+def alone() -> bool:
+    """Whether the launcher has started no other rank; known before and after the ranks are joined."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
 
 
 def _place() -> tuple[int, int, int]:
@@ -118,7 +170,12 @@ def _store(timeout: timedelta) -> Store:
 
 def _next_store(rank: int, timeout: timedelta) -> Store:
     """A fresh part of the store for each job of the process, so that no job reads an older one's keys."""
-    store = _store(timeout)
+    try:
+        store = _store(timeout)
+    except dist.DistError as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"not all {os.environ['WORLD_SIZE']} ranks met at {address}: {reason}") from error
     return PrefixStore(f"job{store.add(f'jobs_of_rank{rank}', 1)}", store)
 
 

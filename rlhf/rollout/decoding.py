@@ -55,6 +55,7 @@ class Sampling(Decoding):
         cumulative = logprobs.double().exp().cumsum(1)
         level = noise.unsqueeze(1) * cumulative[:, -1:]
         tokens = torch.searchsorted(cumulative, level, right=True)  # the first that exceeds level < total
+        tokens = tokens.clamp(max=logits.shape[1] - 1)  # of NaN none does; the log-prob is NaN too
         return tokens.squeeze(1), logprobs.gather(1, tokens).squeeze(1)
 
 

@@ -14,6 +14,7 @@ import torch
 
 from rlhf.distributed import checkpoints
 from rlhf.distributed.collectives import all_max, all_sum, is_main
+from rlhf.distributed.watch import WATCH
 from rlhf.metrics import Metrics
 from rlhf.progress_bar import progress
 from rlhf.run_folder import RunFolder
@@ -97,10 +98,13 @@ def run(trainer: Trainer, folder: RunFolder, cadence: Cadence, *, resume: bool) 
         progress(trainer.total, done=trainer.done, shown=is_main()) as bar,
     ):
         while trainer.done < trainer.total:
+            WATCH.enter("step", trainer.done + 1)
             metrics = trainer.step()
             last = trainer.done == trainer.total
             if last or _due(trainer.done, cadence.evaluate_every):
+                WATCH.enter("evaluation")
                 metrics.merge(trainer.evaluate())
+            WATCH.enter("logging")
             finished = metrics.reduce(all_sum, all_max)
             folder.log(trainer.done, finished)
             folder.samples(trainer.done, trainer.samples())
@@ -108,11 +112,13 @@ def run(trainer: Trainer, folder: RunFolder, cadence: Cadence, *, resume: bool) 
             bar.update()
             number = int(all_max(torch.tensor([signals.number])).item())
             if number or _due(trainer.done, cadence.checkpoint_every):
+                WATCH.enter("checkpoint")
                 path = checkpoints.write(
                     folder.checkpoints, trainer.done, trainer.save, keep=cadence.keep_checkpoints
                 )
                 if number:
                     raise Interrupted(number, path)
+    WATCH.enter("export")
     trainer.export(folder.model)
 
 
@@ -120,6 +126,7 @@ def _continue(trainer: Trainer, folder: RunFolder) -> None:
     checkpoint = checkpoints.latest(folder.checkpoints)
     if checkpoint is None:
         raise ValueError(f"resume=true, but {folder.checkpoints} holds no checkpoint to continue from")
+    WATCH.enter("resume")
     trainer.load(checkpoint)
     folder.rewind(trainer.done)
     if is_main():

@@ -14,8 +14,10 @@ from rlhf.data.loaded import PreferenceSet
 from rlhf.data.order import batch_indices, rank_share
 from rlhf.distributed.engine import Engine
 from rlhf.distributed.runtime import Runtime
+from rlhf.distributed.watch import WATCH
 from rlhf.metrics import Clock, Metrics
 from rlhf.models.scalar import score_at_last
+from rlhf.trainers.faults import SKIPPED, Faults, NonFinite, Row, numbered
 from rlhf.trainers.micro_batches import by_length, exact_div, held_out
 from rlhf.trainers.progress import load_progress, save_progress
 from rlhf.trainers.schedules import Schedule
@@ -38,18 +40,20 @@ class RewardModelTrainer:
         seed: int,
         runtime: Runtime,
         export: Callable[[Path], None],
+        non_finite: NonFinite = NonFinite.stop,
     ) -> None:
         self.engine, self.train, self.test, self.pair_loss = engine, train, test, pair_loss
         self.schedule, self.batch_size, self.total = schedule, batch_size, total
         self.seed, self.runtime, self.export = seed, runtime, export
         self.micro_rows = exact_div(micro_batch_size, runtime.world_size, "micro_batch_size", "ranks")
         exact_div(batch_size, runtime.world_size, "batch_size", "ranks")
+        self.faults = Faults(non_finite)
         self.done = 0
         engine.module.train()  # transformers recomputes activations in this mode only; dropout is 0
 
     def step(self) -> Metrics:
         """One optimiser step on the next pairs."""
-        clock, metrics = Clock(), Metrics()
+        clock, metrics, found = Clock(WATCH.enter), Metrics(), Metrics()
         index = batch_indices(self.done * self.batch_size, self.batch_size, len(self.train), self.seed)
         share = rank_share(index, self.runtime.rank, self.runtime.world_size)
         batch = self.train.batch(share).to(self.runtime.device)
@@ -57,21 +61,28 @@ class RewardModelTrainer:
         with clock.phase("update"):
             self.engine.scale_lr(self.schedule(self.done, self.total))
             for rows in by_length(lengths, self.micro_rows):
-                loss = self._measure(batch.rows(rows), metrics, "")
+                loss = self._measure(batch.rows(rows), found, "", numbered(share[rows], "pair"))
                 self.engine.backward(loss.sum() / self.batch_size)
             metrics.value("reward/lr", self.engine.lr)
-            metrics.value("reward/grad_norm", self.engine.step())
+            norm = self.faults.step(self.engine, f"step {self.done + 1}")
+        if norm is not None:
+            found.value("reward/grad_norm", norm)
+            metrics.merge(found)
+        self.faults.report(metrics)
         self.done += 1
         tokens = int(batch.chosen.lengths.sum() + batch.rejected.lengths.sum())
         clock.report(metrics, tokens, 2 * len(batch), self.runtime.world_size)
         return metrics
 
     def _measure(
-        self, part: PreferenceBatch, metrics: Metrics, prefix: str, real: Tensor | None = None
+        self, part: PreferenceBatch, metrics: Metrics, prefix: str, row: Row, real: Tensor | None = None
     ) -> Tensor:
         """(b,) loss of each pair, its measurements added to ``metrics`` for pairs that are ``real``."""
         chosen, rejected = self._scores(part.chosen, part.rejected)
+        for what, scores in (("chosen score", chosen), ("rejected score", rejected)):
+            self.faults.look(what, scores, row, model=self.engine.name)
         loss = self.pair_loss(chosen, rejected, part.margin)
+        loss = self.faults.loss("loss", loss, row, model=self.engine.name)
         metrics.mean(f"{prefix}loss", loss, real)
         metrics.mean(f"{prefix}reward/accuracy", (chosen > rejected).double(), real)
         metrics.mean(f"{prefix}reward/tied", (chosen == rejected).double(), real)
@@ -96,15 +107,18 @@ class RewardModelTrainer:
             len(self.test), self.micro_rows, self.runtime.rank, self.runtime.world_size
         ):
             part = self.test.batch(index).to(self.runtime.device)
-            self._measure(part, metrics, "eval/", real.to(self.runtime.device))
-        return metrics
+            row = numbered(index, "held-out pair")
+            self._measure(part, metrics, "eval/", row, real.to(self.runtime.device))
+        return self.faults.evaluation(metrics, f"evaluation after step {self.done}")
 
     def samples(self) -> list[dict[str, object]]:
         """None: this stage samples nothing."""
         return []
 
     def headline(self, metrics: Mapping[str, float]) -> str:
-        """Loss, accuracy, and held-out accuracy when measured."""
+        """Loss, accuracy, and held-out accuracy when measured; a step that was skipped has none."""
+        if "loss" not in metrics:
+            return SKIPPED
         line = f"loss {metrics['loss']:.3f}, accuracy {metrics['reward/accuracy']:.2f}"
         if "eval/reward/accuracy" in metrics:
             line += f", held-out accuracy {metrics['eval/reward/accuracy']:.3f}"

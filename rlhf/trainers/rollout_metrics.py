@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +56,12 @@ def rollout(measured: Measured, metrics: Metrics) -> float:
     metrics.maximum("ledger/logprob_gap_max", torch.where(mask, gap, 0.0).max())
     total, count = all_sum(torch.tensor([kl.double().sum(), len(kl)], dtype=torch.float64)).tolist()
     return total / count
+
+
+def parts(scores: Mapping[str, Tensor], metrics: Metrics) -> None:
+    """Each part of a mixture by its name, without its weight."""
+    for name, part in scores.items():
+        metrics.mean(f"reward/{name}", part)
 
 
 def sequence_kl(measured: Measured) -> Tensor:

@@ -16,7 +16,9 @@ from rlhf.data.order import batch_indices, rank_share
 from rlhf.distributed.collectives import all_sum
 from rlhf.distributed.engine import Engine
 from rlhf.distributed.runtime import Runtime
+from rlhf.distributed.watch import WATCH
 from rlhf.metrics import Clock, Metrics
+from rlhf.trainers.faults import SKIPPED, Faults, NonFinite, Row, numbered
 from rlhf.trainers.micro_batches import by_length, exact_div, held_out
 from rlhf.trainers.progress import load_progress, save_progress
 from rlhf.trainers.schedules import Schedule
@@ -38,18 +40,19 @@ class SupervisedTrainer:
         seed: int,
         runtime: Runtime,
         export: Callable[[Path], None],
+        non_finite: NonFinite = NonFinite.stop,
     ) -> None:
         self.engine, self.train, self.test, self.schedule = engine, train, test, schedule
         self.batch_size, self.total, self.seed, self.runtime = batch_size, total, seed, runtime
         self.micro_rows = exact_div(micro_batch_size, runtime.world_size, "micro_batch_size", "ranks")
         exact_div(batch_size, runtime.world_size, "batch_size", "ranks")
-        self.export = export
+        self.export, self.faults = export, Faults(non_finite)
         self.done = 0
         engine.module.train()  # transformers recomputes activations in this mode only; dropout is 0
 
     def step(self) -> Metrics:
         """One optimiser step on the next rows."""
-        clock, metrics = Clock(), Metrics()
+        clock, metrics, found = Clock(WATCH.enter), Metrics(), Metrics()
         batch = self._next_batch()
         with clock.phase("update"):
             weights = TokenMean()(batch.mask, all_sum)  # (B, L)
@@ -57,18 +60,29 @@ class SupervisedTrainer:
             for rows in by_length(batch.lengths, self.micro_rows):
                 part = batch.rows(rows).trimmed()
                 loss = self._token_loss(part)  # (b, l)
+                loss = self.faults.loss("loss", loss, self._named(rows), model=self.engine.name)
                 self.engine.backward((weights[rows, : loss.shape[1]] * loss).sum())
-                metrics.mean("loss", loss, part.mask)
+                found.mean("loss", loss, part.mask)
             metrics.value("actor/lr", self.engine.lr)
-            metrics.value("actor/grad_norm", self.engine.step())
+            norm = self.faults.step(self.engine, f"step {self.done + 1}")
+        if norm is not None:
+            found.value("actor/grad_norm", norm)
+            metrics.merge(found)
+        self.faults.report(metrics)
         self.done += 1
         clock.report(metrics, int(batch.lengths.sum()), len(batch), self.runtime.world_size)
         return metrics
 
     def _next_batch(self) -> SequenceBatch:
+        return self.train.batch(self._next_rows()).to(self.runtime.device)
+
+    def _next_rows(self) -> Tensor:
         index = batch_indices(self.done * self.batch_size, self.batch_size, len(self.train), self.seed)
-        share = rank_share(index, self.runtime.rank, self.runtime.world_size)
-        return self.train.batch(share).to(self.runtime.device)
+        return rank_share(index, self.runtime.rank, self.runtime.world_size)
+
+    def _named(self, rows: Tensor) -> Row:
+        """Names the rows of a micro-batch by their numbers in the data set."""
+        return lambda row: f"row {int(self._next_rows()[rows][row])}"
 
     def _token_loss(self, part: SequenceBatch) -> Tensor:
         """(b, l) −log π of each target, 0 elsewhere; column 0 has nothing before it."""
@@ -86,15 +100,19 @@ class SupervisedTrainer:
         ):
             part = self.test.batch(index).to(self.runtime.device)
             targets = part.mask & real.to(part.mask.device)[:, None]
-            metrics.mean("eval/loss", self._token_loss(part), targets)
-        return metrics
+            loss = self._token_loss(part)
+            self.faults.look("held-out loss", loss, numbered(index))
+            metrics.mean("eval/loss", loss, targets)
+        return self.faults.evaluation(metrics, f"evaluation after step {self.done}")
 
     def samples(self) -> list[dict[str, object]]:
         """None: this stage samples nothing."""
         return []
 
     def headline(self, metrics: Mapping[str, float]) -> str:
-        """Loss, and perplexity on held-out text when there is one."""
+        """Loss, and perplexity on held-out text when there is one; a step that was skipped has none."""
+        if "loss" not in metrics:
+            return SKIPPED
         if "eval/loss" in metrics:
             return f"loss {metrics['loss']:.3f}, held-out perplexity {math.exp(metrics['eval/loss']):.1f}"
         return f"loss {metrics['loss']:.3f}"

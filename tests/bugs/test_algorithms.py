@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -12,8 +13,16 @@ import torch
 from torch import Tensor
 
 import rlhf
-from rlhf.algorithms.advantages import GAE, AdvantageEstimator, GroupRelative, LeaveOneOut
+from rlhf.algorithms.advantages import (
+    GAE,
+    AdvantageEstimator,
+    GroupRelative,
+    LeaveOneOut,
+    WhitenedGroupDeviation,
+    WhitenedReturns,
+)
 from rlhf.algorithms.aggregation import Aggregation, ConstantLength, SequenceMean, TokenMean
+from rlhf.algorithms.corrections import Correction, Level, Masked, Truncated
 from rlhf.algorithms.kl import KL, KLInLoss, KLInReward, NoKL
 from rlhf.algorithms.policy_gradient import PolicyGradient
 from rlhf.algorithms.policy_losses import Clipped, PolicyLoss, Reinforce
@@ -65,6 +74,26 @@ def test_each_aggregation_weighs_tokens_as_documented(mode: Aggregation, expecte
     torch.testing.assert_close(mode(mask, one_rank), torch.tensor(expected))
 
 
+# 2. Log-probabilities
+
+
+@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize(("correction", "bound"), [(Truncated(cap=2.0), 2.0), (Masked(high=3.0), 3.0)])
+@pytest.mark.parametrize("gap", [0.1, 1.0, 5.0, 40.0, 500.0])
+def test_importance_weights_are_bounded_in_every_mode(
+    correction: Correction, bound: float, level: Level, gap: float
+) -> None:
+    """However far sampler and scorer lie apart, one way or the other, also where the ratio overflows."""
+    correction = dataclasses.replace(correction, level=level)
+    (noise,) = draws(1)
+    for sampler in (noise, noise + gap, noise - gap, noise * gap):
+        weights = correction(noise, sampler, MASK)
+        assert weights.isfinite().all()
+        assert (weights >= 0).all()
+        assert (weights <= bound).all()
+        assert (weights[~MASK] == 0).all()
+
+
 # 3. Masks
 
 ADVANTAGES: list[AdvantageEstimator] = [GAE(), GAE(whiten=False), LeaveOneOut(), GroupRelative()]
@@ -99,7 +128,7 @@ def everything(
 
 
 @pytest.mark.parametrize("fill", POISON)
-@pytest.mark.parametrize("parts", itertools.product(ADVANTAGES, LOSSES, KLS, VALUE_LOSSES), ids=repr)
+@pytest.mark.parametrize("parts", list(itertools.product(ADVANTAGES, LOSSES, KLS, VALUE_LOSSES)), ids=repr)
 def test_poisoned_masked_slots_change_nothing(fill: float, parts: tuple) -> None:
     for clean, dirty in zip(everything(0.0, *parts), everything(fill, *parts), strict=True):
         assert torch.equal(clean, dirty)
@@ -156,6 +185,28 @@ def test_kl_gradient_matches_enumeration() -> None:
     for estimator in (k1, k2, k3):
         (wrong,) = torch.autograd.grad((p * estimator(logprobs, ref)).sum(), theta, retain_graph=True)
         assert (wrong - expected).norm() > 0.1 * expected.norm()
+
+
+def test_clamped_kl_has_zero_gradient() -> None:
+    """A term whose value no longer moves has no gradient. None of ours is clamped (numerics D16), so value
+    and gradient agree however far policy and reference are apart, and what is charged carries no gradient.
+    """
+    gaps = torch.tensor([[-16.0, -11.0, -9.0, -3.0, -0.1, 0.1, 3.0, 9.0, 11.0, 16.0]], dtype=torch.float64)
+    real, ref = torch.ones_like(gaps).bool(), torch.full_like(gaps, -20.0)
+    ours = [kind for kind in KL.__subclasses__() if kind.__module__ == KL.__module__ and kind is not NoKL]
+    placements = [kind(coef=0.5) for kind in ours]
+    assert len(placements) >= 3
+    for kl in placements:
+        logprobs = (ref + gaps).requires_grad_()
+        charged = kl.reward(logprobs, ref, real, 0.5)
+        assert not charged.requires_grad
+        assert charged.abs().max() == 0 or torch.allclose(charged, -0.5 * gaps, rtol=1e-12, atol=0.0)
+        (kl.loss(logprobs, ref, real, 0.5) + 0 * logprobs).sum().backward()
+        with torch.no_grad():
+            step = 1e-5
+            higher, lower = (kl.loss(logprobs + sign * step, ref, real, 0.5) for sign in (1, -1))
+            slope = (higher - lower) / (2 * step)
+        torch.testing.assert_close(logprobs.grad, slope, rtol=1e-6, atol=1e-6)
 
 
 # 5. Advantages
@@ -237,6 +288,28 @@ def test_whitened_advantages_have_mean_zero() -> None:
     rewards = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
     found = GAE()(rewards, torch.zeros(4, 1), torch.ones(4, 1).bool(), GROUP, one_rank).advantages
     expected = torch.tensor([[-1.5], [-0.5], [0.5], [1.5]]) / math.sqrt(1.25)
+    torch.testing.assert_close(found, expected)
+
+
+def test_reinforce_plus_plus_matches_a_hand_worked_batch() -> None:
+    """Two responses to one prompt, β = ½, scores 3 and 0, k1 of (2, −2, 0) and (4).
+
+    Rewards are (−1, 1, 3) and (−2), so the returns to go are (3, 4, 3) and (−2): over the four tokens their
+    mean is 2 and their variance (1 + 4 + 1 + 16)/4 = 5.5. With the group baseline the whole returns 3 and −2
+    lose their mean ½: over the tokens (2.5, 2.5, 2.5, −2.5) have mean 1.25 and variance 4.6875 = 3·1.25².
+    """
+    mask, group = torch.tensor([[True, True, True], [True, False, False]]), torch.zeros(2).long()
+    old, ref = row(0.0).expand(2, 3), torch.tensor([[-2.0, 2.0, 0.0], [-4.0, 9.0, 9.0]]).double()
+    chosen = PolicyGradient(
+        advantage=WhitenedReturns(), policy_loss=Clipped(), kl=KLInReward(), aggregation=TokenMean()
+    )
+    rewards = chosen.shape(row(3.0, 0.0), torch.ones(2).bool(), old, ref, mask, 0.5)
+    assert rewards.tolist() == [[-1.0, 1.0, 3.0], [-2.0, 0.0, 0.0]]
+    found = chosen.estimate(rewards, None, mask, group, one_rank).advantages
+    expected = torch.tensor([[1.0, 2.0, 1.0], [-4.0, 0.0, 0.0]]).double() / math.sqrt(5.5)
+    torch.testing.assert_close(found, expected)
+    found = WhitenedGroupDeviation()(rewards, None, mask, group, one_rank).advantages
+    expected = torch.tensor([[1.0, 1.0, 1.0], [-3.0, 0.0, 0.0]]).double() / math.sqrt(3)
     torch.testing.assert_close(found, expected)
 
 

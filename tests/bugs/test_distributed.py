@@ -1,13 +1,18 @@
 """Distributed training and resuming, as it broke in other frameworks."""
 
+import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
+from rlhf.algorithms.policy_losses import Reinforce
 from rlhf.distributed import checkpoints, collectives
 from rlhf.distributed.engine_config import EngineConfig, Plain, Precision, ZeRO
 
@@ -118,9 +123,48 @@ def run_save(folder: Path) -> dict[str, Any]:
     return {"written": written, "error": error, "latest": checkpoints.latest(folder)}
 
 
+def loaded_toy() -> ModuleType:
+    file = Path(__file__).parents[1] / "trainers" / "toy.py"
+    spec = importlib.util.spec_from_file_location("toy", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def reward_loss(toy: ModuleType, engine: EngineConfig, micro_batch: int) -> float:
+    """Loss of the first step over all twelve pairs."""
+    trainer = toy.reward_model(engine=engine, batch_size=12, micro_batch_size=micro_batch)
+    return trainer.step().reduce(collectives.all_sum, collectives.all_max)["loss"]
+
+
+@dataclass(kw_only=True, slots=True)
+class Noting(Reinforce):
+    """A policy loss that notes the advantages of the real tokens."""
+
+    seen: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+        self.seen.append(advantages[mask])
+        return Reinforce.__call__(self, logprobs, old_logprobs, advantages, mask)
+
+
+def whitened(toy: ModuleType) -> Tensor:
+    """The advantages that this rank's share of a rollout is updated with."""
+    loss = Noting()
+    toy.policy_gradient(toy.ppo(policy_loss=loss, epochs=1, minibatches=1)).step()
+    return torch.cat(loss.seen)
+
+
 def work(folder: Path) -> dict[str, Any]:
     found: dict[Any, Any] = {stage: run_stage(stage, folder) for stage in STAGES}
     found["save"] = run_save(folder / "checkpoints")
+    toy = loaded_toy()
+    found["reward"] = {
+        f"zero{stage}, {micro}": reward_loss(toy, zero(stage), micro) for stage in STAGES for micro in (2, 10)
+    }
+    found["whitened"] = whitened(toy)
     return found
 
 
@@ -187,3 +231,31 @@ def test_uneven_micro_batches_give_the_token_mean_of_the_minibatch() -> None:
         engine.backward(-(mask[rows] / mask.sum() * engine(tokens[rows])).sum())
     for parameter, expected in zip(engine.module.parameters(), gradient(), strict=True):
         torch.testing.assert_close(parameter.grad, expected)
+
+
+def test_layout_does_not_change_the_reward_loss(pair: list[Any]) -> None:
+    toy = loaded_toy()
+    model, rows = toy.scalar("reward").double(), toy.preference_set()
+
+    def score(text: Any) -> Tensor:
+        tokens = torch.tensor([text.tokens])
+        return model(tokens, torch.ones_like(tokens, dtype=torch.bool))[0, -1]
+
+    losses = [
+        softplus(score(bad) - score(good)) for good, bad in zip(rows.chosen, rows.rejected, strict=True)
+    ]
+    expected = torch.stack(losses).mean().item()
+    for rank in range(2):
+        for layout, loss in pair[rank]["reward"].items():
+            assert loss == pytest.approx(expected, rel=1e-5), layout
+    assert reward_loss(toy, Plain(), 5) == pytest.approx(expected, rel=1e-5)
+
+
+def test_whitening_uses_every_rank(pair: list[Any]) -> None:
+    shares = [pair[rank]["whitened"] for rank in range(2)]
+    together = torch.cat(shares).double()
+    assert float(together.mean()) == pytest.approx(0.0, abs=1e-6)
+    assert float(together.std(correction=0)) == pytest.approx(1.0, rel=1e-6)
+    assert min(abs(float(share.mean())) for share in shares) > 0.01  # neither rank's mean is 0 by itself
+    alone = whitened(loaded_toy())
+    torch.testing.assert_close(together.float().sort().values, alone.sort().values, rtol=0, atol=1e-5)

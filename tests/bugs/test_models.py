@@ -10,11 +10,13 @@ from transformers import (
     AutoModelForSequenceClassification,
     GPT2Config,
     LlamaConfig,
+    MistralConfig,
     PreTrainedTokenizerFast,
 )
 
 from rlhf.batch import PromptBatch
 from rlhf.models.actor import Actor
+from rlhf.models.heads import LogprobHead
 from rlhf.models.loading import load_actor, load_scalar_model
 from rlhf.models.scalar import ScalarModel, score_at_last
 from rlhf.models.sources import ModelSource, TinyGPT2, TinyLlama
@@ -250,3 +252,56 @@ def test_micro_batch_of_masked_rows_runs(kind: str) -> None:
     for weight in (*actor.parameters(), *model.parameters()):
         assert weight.grad is not None  # a rank whose rows are all masked takes part in the reduction
         assert (weight.grad == 0).all()
+
+
+# 9. Kernels
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1000.0])
+def test_fused_logprobs_are_never_positive(dtype: torch.dtype, scale: float) -> None:
+    """verl#2656: log-probs above 0 from the fused head, and the reward collapsed."""
+    generator = torch.Generator().manual_seed(0)
+    linear = torch.nn.Linear(16, 50, bias=False, dtype=dtype)
+    linear.weight.data = torch.randn(50, 16, generator=generator).to(dtype)
+    hidden = (scale * torch.randn(400, 16, generator=generator)).to(dtype)
+    head = LogprobHead(linear)
+    best = head.logits(hidden).argmax(-1)  # tokens that are all but certain: the sum rounds, and rounds up
+    for targets in (best, torch.randint(50, (400,), generator=generator)):
+        for temperature in (1.0, 0.5, 3.0):
+            logprobs, entropies = head(hidden, targets, temperature)
+            assert logprobs.dtype == torch.float32
+            assert (logprobs <= 0).all()
+            assert (entropies >= 0).all()
+            exact = (head.logits(hidden).double() / temperature).log_softmax(-1).gather(-1, targets[:, None])
+            torch.testing.assert_close(logprobs.double(), exact[:, 0], rtol=1e-6, atol=1e-5 + 1e-6 * scale)
+    assert (head(hidden, best).logprobs > -1e-3).any()
+
+
+def windowed(window: int | None) -> Actor:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    more = {"num_key_value_heads": 2, "vocab_size": 11, "initializer_range": 0.3, "pad_token_id": PAD}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = MistralConfig(**sizes, **more, sliding_window=window, max_position_embeddings=40)
+        return Actor(AutoModelForCausalLM.from_config(config)).eval()
+
+
+def test_window_holds_for_one_query() -> None:
+    """nanochat: the branch for a single query position left the attention window out while decoding."""
+    window, new = 3, 12
+    actor = windowed(window)
+    sampler = Sampler(decoding=Sampling(max_new_tokens=new), end_ids=[1], pad_id=PAD)
+    rollout = sampler.sample(actor, prompts(16), noise(16, new))
+    assert int(rollout.lengths.max()) > 2 * window
+    scored = actor(rollout.tokens, rollout.attention_mask, 3).logprobs
+    torch.testing.assert_close(rollout.sampler_logprobs, scored, rtol=0, atol=1e-5)
+    # Two layers that see 3 tokens each look back over 5: the seventh token is not told of the first.
+    tokens, whole = torch.cat([TOKENS, TOKENS[:, :1]], 1), windowed(None)
+    changed = torch.cat([10 - tokens[:, :1], tokens[:, 1:]], 1)
+    real = torch.ones_like(tokens, dtype=torch.bool)
+    for model, same in ((actor, True), (whole, False)):
+        moved = (model(tokens, real, 6).logprobs - model(changed, real, 6).logprobs).abs()
+        assert (moved < 1e-6).all() if same else (moved > 1e-4).all()
+    unbounded = whole(rollout.tokens, rollout.attention_mask, 3).logprobs
+    assert (unbounded - rollout.sampler_logprobs)[rollout.mask].abs().max() > 0.01  # the window matters here

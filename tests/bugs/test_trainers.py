@@ -3,6 +3,7 @@
 import copy
 import functools
 import importlib.util
+import inspect
 import json
 import math
 import os
@@ -20,10 +21,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rlhf.algorithms import kl as kl_components
+from rlhf.algorithms import policy_losses, value_losses
 from rlhf.algorithms.aggregation import TokenMean
-from rlhf.algorithms.kl import AdaptiveKLInReward, KLInReward
-from rlhf.algorithms.policy_losses import Clipped, Reinforce
-from rlhf.algorithms.value_losses import ClippedValueLoss
+from rlhf.algorithms.kl import KL, AdaptiveKLInReward, KLInReward
+from rlhf.algorithms.policy_losses import Clipped, PolicyLoss, Reinforce
+from rlhf.algorithms.value_losses import ClippedValueLoss, ValueLoss
 from rlhf.cli import rl
 from rlhf.cli.application import run as run_command
 from rlhf.data.encoding import Encoded
@@ -31,6 +34,7 @@ from rlhf.distributed import checkpoints
 from rlhf.distributed.engine import Engine, TorchEngine, cast_parameters
 from rlhf.distributed.engine_config import Plain
 from rlhf.models.saving import save_model
+from rlhf.ops.logprobs import TokenLogprobs
 from rlhf.ops.masking import Total
 from rlhf.rewards.reward import FunctionReward
 from rlhf.run_folder import RunFolder
@@ -139,6 +143,95 @@ def own_norm(trainer: Any, part: Any) -> float:
     logprobs = actor(rollout.tokens, rollout.attention_mask, first, 0.9).logprobs
     (-(part.advantages * logprobs)[rollout.mask].mean()).backward()
     return float(torch.cat([parameter.grad.flatten() for parameter in actor.parameters()]).norm())
+
+
+@dataclass(kw_only=True, slots=True)
+class One(PolicyLoss):
+    """A loss of 1 everywhere, padding included."""
+
+    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+        return torch.ones_like(logprobs)
+
+
+@dataclass(kw_only=True, slots=True)
+class OneForValues(ValueLoss):
+    """The same for a critic."""
+
+    def __call__(self, values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+        return torch.ones_like(values)
+
+
+def minus_one(tokens: Tensor, attention_mask: Tensor, first: int) -> TokenLogprobs:
+    """A policy to which every token, prompt and padding included, has the log-prob −1."""
+    ones = torch.ones(tokens[:, first:].shape)
+    return TokenLogprobs(-ones, ones)
+
+
+def steps_of(engine: Any) -> list[float]:
+    """What each optimiser step of this engine will have descended; nothing moves."""
+    losses, steps = [0.0], []
+    engine.backward = lambda loss: losses.append(float(loss))
+
+    def step() -> float:
+        steps.append(sum(losses))
+        losses.clear()
+        return 0.0
+
+    engine.step = step
+    return steps
+
+
+@pytest.mark.parametrize("stage", ["supervised", "reward_model", "ppo", "grpo"])
+def test_denominator_counts_exactly_the_tokens_in_the_loss(toy: ModuleType, stage: str) -> None:
+    if stage == "supervised":
+        rows = toy.supervised_set(12)
+        rows.encoded[3] = Encoded(
+            tokens=rows.encoded[3].tokens, targets=[False] * len(rows.encoded[3].tokens)
+        )
+        trainer = toy.supervised(train=rows, batch_size=12, micro_batch_size=5)
+        trainer.engine.module.forward = minus_one
+    elif stage == "reward_model":
+        trainer = toy.reward_model(batch_size=12, micro_batch_size=5)
+        trainer.pair_loss = lambda chosen, *_: torch.ones_like(chosen)
+    else:
+        critic = OneForValues() if stage == "ppo" else None
+        algorithm = getattr(toy, stage)(policy_loss=One(), kl=KLInReward(), value_loss=critic)
+        trainer = toy.policy_gradient(algorithm, samples=2, micro_batch=3)
+    found = [steps_of(engine) for engine in engines(trainer) if engine is not None]
+    trainer.step()
+    updates = 4 if stage in ("ppo", "grpo") else 1  # two epochs of two minibatches
+    for steps in found:
+        assert steps == [pytest.approx(1.0, rel=1e-6)] * updates
+
+
+def concrete(base: type, module: ModuleType) -> list[Any]:
+    """One of each component of a module, with its defaults."""
+    kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, base)]
+    return [kind() for kind in kinds if not inspect.isabstract(kind)]
+
+
+def test_token_selection_covers_the_whole_minibatch() -> None:
+    """No component chooses tokens by a statistic of the rows it is given, which would be a micro-batch's.
+
+    Every loss here says the same of a row alone as among others. One that selects tokens has to be given the
+    choice, made over the minibatch where the weights are.
+    """
+    draw = torch.Generator().manual_seed(0)
+    new, old, advantages = (torch.randn(6, 5, generator=draw) for _ in range(3))
+    mask = torch.arange(5) < torch.tensor([5, 2, 4, 1, 3, 5])[:, None]
+    losses: list[Callable[..., Tensor]] = concrete(PolicyLoss, policy_losses)
+    values = concrete(ValueLoss, value_losses)
+    assert len(losses) >= 2
+    assert len(values) >= 2
+    placements = [kl for kl in concrete(KL, kl_components) if not getattr(kl, "needs_exact", False)]
+    losses += values
+    losses += [lambda x, y, _, m, kl=kl: kl.loss(x, y, m, 0.1) for kl in placements]
+    losses += [lambda x, y, _, m, kl=kl: kl.reward(x, y, m, 0.1) for kl in placements]
+    columns = (new, old, advantages, mask)
+    for loss in losses:
+        whole = loss(*columns)
+        for rows in torch.arange(6).split(4):
+            assert torch.equal(loss(*(column[rows] for column in columns)), whole[rows]), loss
 
 
 def test_critic_gradient_ignores_micro_batch_size(toy: ModuleType) -> None:

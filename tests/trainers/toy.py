@@ -70,8 +70,17 @@ def actor(name: str = "actor", source: ModelSource = LLAMA, *, gradient_checkpoi
     return widened(loaded)
 
 
-def scalar(name: str = "critic", source: ModelSource = LLAMA) -> ScalarModel:
-    return widened(load_scalar_model(source, tokenizer(), generator=numbers(name), fresh_head=True))
+def scalar(
+    name: str = "critic", source: ModelSource = LLAMA, *, gradient_checkpointing: bool = False
+) -> ScalarModel:
+    loaded = load_scalar_model(
+        source,
+        tokenizer(),
+        generator=numbers(name),
+        fresh_head=True,
+        gradient_checkpointing=gradient_checkpointing,
+    )
+    return widened(loaded)
 
 
 def widened(model: Any) -> Any:
@@ -168,8 +177,9 @@ def reward_model(
     micro_batch_size: int = 2,
     total: int = 5,
     lr: float = 1e-2,
+    gradient_checkpointing: bool = False,
 ) -> RewardModelTrainer:
-    module = scalar("reward", source)
+    module = scalar("reward", source, gradient_checkpointing=gradient_checkpointing)
     wrapped = (engine or Plain()).train(module, AdamW(lr=lr)(module), "reward")
     return RewardModelTrainer(
         engine=wrapped,
@@ -241,15 +251,16 @@ def policy_gradient(
     seed: int = 0,
     lr: float = 1e-2,
     critic_lr: float = 1e-2,
+    gradient_checkpointing: bool = False,
 ) -> PolicyGradientTrainer:
     algorithm = algorithm or ppo()
     engine = engine or Plain()
-    policy = actor("actor", source)
+    policy = actor("actor", source, gradient_checkpointing=gradient_checkpointing)
     frozen = engine.inference(copy.deepcopy(policy) if reference is None else reference, "reference")
     plain = copy.deepcopy(policy)
     critic = None
     if algorithm.value_loss is not None:
-        module = scalar("critic", source)
+        module = scalar("critic", source, gradient_checkpointing=gradient_checkpointing)
         critic = engine.train(module, AdamW(lr=critic_lr)(module), "critic")
     wrapped = engine.train(policy, AdamW(lr=lr)(policy), "actor")
 
