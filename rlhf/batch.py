@@ -21,6 +21,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 class Rows:
@@ -132,6 +133,14 @@ class Rollout(Rows):
             raise ValueError("Rollout.mask has a gap: a response must be a contiguous prefix (numerics D5)")
 
     @property
+    def prompts(self) -> PromptBatch:
+        """The prompts that were answered, a row for each response."""
+        width = self.prompt_mask.shape[1]
+        return PromptBatch(
+            tokens=self.tokens[:, :width], mask=self.prompt_mask, index=self.index, group=self.group
+        )
+
+    @property
     def responses(self) -> Tensor:
         """(B, T) int64 response tokens."""
         return self.tokens[:, self.prompt_mask.shape[1] :]
@@ -145,6 +154,19 @@ class Rollout(Rows):
     def lengths(self) -> Tensor:
         """(B,) int64 response tokens of each row, the end token included."""
         return self.mask.sum(1)
+
+    def widened(self, prompt: int, response: int) -> Rollout:
+        """The same rows with padding up to ``prompt`` and ``response`` columns."""
+        left, right = prompt - self.prompt_mask.shape[1], response - self.mask.shape[1]
+        return Rollout(
+            tokens=pad(self.tokens, (left, right)),
+            prompt_mask=pad(self.prompt_mask, (left, 0)),
+            mask=pad(self.mask, (0, right)),
+            ended=self.ended,
+            sampler_logprobs=pad(self.sampler_logprobs, (0, right)),
+            index=self.index,
+            group=self.group,
+        )
 
     def trimmed(self) -> Rollout:
         """The same rows without prompt and response columns that hold padding alone."""
@@ -167,16 +189,16 @@ class Experience(Rows):
 
     rollout: Rollout
     old_logprobs: Tensor  # (B, T) log π_old of each token
-    ref_logprobs: Tensor  # (B, T) log π_ref of each token
     advantages: Tensor  # (B, T)
+    ref_logprobs: Tensor | None = None  # (B, T) log π_ref of each token; None without a reference
     returns: Tensor | None = None  # (B, T) targets of the critic; None without one
     old_values: Tensor | None = None  # (B, T) critic before the update; None without one
 
     def __post_init__(self) -> None:
         shape = tuple(self.rollout.mask.shape)
-        for name in ("old_logprobs", "ref_logprobs", "advantages"):
+        for name in ("old_logprobs", "advantages"):
             self._expect(name, shape, torch.float32)
-        for name in ("returns", "old_values"):
+        for name in ("ref_logprobs", "returns", "old_values"):
             if getattr(self, name) is not None:
                 self._expect(name, shape, torch.float32)
 
@@ -187,8 +209,8 @@ class Experience(Rows):
         return Experience(
             rollout=rollout,
             old_logprobs=self.old_logprobs[:, :T],
-            ref_logprobs=self.ref_logprobs[:, :T],
             advantages=self.advantages[:, :T],
+            ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs[:, :T],
             returns=None if self.returns is None else self.returns[:, :T],
             old_values=None if self.old_values is None else self.old_values[:, :T],
         )

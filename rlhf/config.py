@@ -147,6 +147,16 @@ class ActorConfig:
     """How parameters move."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same gradient."""
+    ema_decay: float | None = None
+    """Decay, per rollout, of an average of the weights that is evaluated and exported in their place; null
+    evaluates and exports the last ones."""
+
+    def __post_init__(self) -> None:
+        """Refuse an average that never moves."""
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(
+                f"ActorConfig.ema_decay must be at least 0 and below 1, or null, got {self.ema_decay}"
+            )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -181,6 +191,20 @@ class RolloutConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class PretrainingConfig:
+    """Texts whose likelihood is kept up while the policy learns (PPO-ptx)."""
+
+    data: SupervisedData = field(default_factory=lambda: SupervisedData(path=None))
+    """The texts; path=null for none."""
+    batch_size: int = 32
+    """Texts of one optimizer step, over all ranks."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that are not positive."""
+        _expect_positive(self, "batch_size")
+
+
+@dataclass(kw_only=True, slots=True)
 class RL(Job):
     """``rlhf rl``: online reinforcement learning."""
 
@@ -190,12 +214,16 @@ class RL(Job):
     """The value model; not loaded by algorithms whose value_loss is null."""
     reference: str | None = None
     """Model that the KL is measured to; null takes the actor's start."""
+    measure_kl: bool = True
+    """Load the reference; false saves its memory and its forward passes, for algorithms that read no KL."""
     reward: RewardSource
     """What scores a response."""
     prompts: PromptData = field(default_factory=PromptData)
     """Prompts to be answered."""
     test_prompts: PromptData = field(default_factory=lambda: PromptData(path=None))
     """Held-out prompts; path=null measures none."""
+    pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
+    """Texts for algorithm.ptx_coef."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     """Sampling."""
     algorithm: PolicyGradient
@@ -204,15 +232,42 @@ class RL(Job):
     """Rollouts of the run, each followed by its updates."""
 
     def __post_init__(self) -> None:
-        """Refuse counts that are not positive, and groups of one."""
+        """Refuse counts that are not positive, and choices that do not fit together."""
         Job.__post_init__(self)
         _expect_positive(self, "rollouts")
-        advantage = self.algorithm.advantage
-        if advantage.needs_groups and self.rollout.samples < 2:
+        advantage, samples = type(self.algorithm.advantage), self.rollout.samples
+        if advantage.needs_groups and samples < 2:
             raise ValueError(
-                f"rollout.samples must be at least 2 for {type(advantage).__name__}, which compares the "
-                f"responses to one prompt, got {self.rollout.samples}"
+                f"rollout.samples must be at least 2 for {advantage.__name__}, which compares the "
+                f"responses to one prompt, got {samples}"
             )
+        if self.algorithm.dynamic_sampling is not None and samples < 2:
+            raise ValueError(
+                "rollout.samples must be at least 2 for algorithm.dynamic_sampling, which compares the "
+                f"scores of the responses to one prompt, got {samples}"
+            )
+        self._expect_reference()
+        self._expect_pretraining()
+
+    def _expect_reference(self) -> None:
+        """Refuse a KL to nothing, and a reference for nothing."""
+        if self.measure_kl:
+            return
+        kl = type(self.algorithm.kl)
+        if kl.needs_reference:
+            raise ValueError(
+                f"measure_kl must be true for {kl.__name__}, which reads the reference, got false"
+            )
+        if self.reference is not None:
+            raise ValueError(f"reference must be null where measure_kl is false, got {self.reference}")
+
+    def _expect_pretraining(self) -> None:
+        """Refuse a coefficient without texts, and texts without a coefficient."""
+        path, coef = self.pretraining.data.path, self.algorithm.ptx_coef
+        if coef > 0 and path is None:
+            raise ValueError(f"pretraining.data.path must be given for algorithm.ptx_coef={coef}, got null")
+        if coef == 0 and path is not None:
+            raise ValueError(f"algorithm.ptx_coef must be positive for pretraining.data.path={path}, got 0")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -294,7 +349,7 @@ class Evaluate(Offline):
             raise ValueError(f"Evaluate.best_of must hold counts of at least 1, got {self.best_of}")
 
 
-def _expect_positive(config: Job | Offline | RolloutConfig, *names: str) -> None:
+def _expect_positive(config: Job | Offline | RolloutConfig | PretrainingConfig, *names: str) -> None:
     for name in names:
         if getattr(config, name) <= 0:
             raise ValueError(f"{type(config).__name__}.{name} must be positive, got {getattr(config, name)}")

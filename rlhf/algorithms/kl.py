@@ -20,6 +20,7 @@ from rlhf.ops.kl import k1, k2, k3
 class KL(ABC):
     """Placement and coefficient of the KL to the reference; adds nothing unless a subclass says so."""
 
+    needs_reference: ClassVar[bool] = True  # reads log-probs of the reference
     needs_exact: ClassVar[bool] = False  # reads the KL over the whole vocabulary in the loss
 
     @property
@@ -59,7 +60,9 @@ class KL(ABC):
 
 @dataclass(kw_only=True, slots=True)
 class NoKL(KL):
-    """No KL: nothing holds the policy near the reference; it is measured all the same."""
+    """No KL: nothing holds the policy near the reference; where there is one, it is measured all the same."""
+
+    needs_reference: ClassVar[bool] = False
 
     @property
     def initial_coef(self) -> float:

@@ -43,10 +43,15 @@ class PolicyGradient:
     """Scores are clipped to ± this before anything else is done to them; null clips nothing."""
     overlong_penalty: SoftOverlong | None = None
     """What a response loses for coming near the length limit; null for nothing."""
+    dynamic_sampling: int | None = None
+    """Times that a rollout may draw prompts, to replace those whose responses have equal scores; null keeps
+    what was drawn. The batch keeps its size: where too few are found, it is filled with the others."""
     overlong_filter: bool = False
     """Responses that were cut off leave the loss and its denominators; they stay in group statistics."""
     entropy_coef: float = 0.0
     """Weight of each token's entropy, subtracted from the loss, in advantages per nat."""
+    ptx_coef: float = 0.0
+    """γ: weight of −log π of each pretraining token in the actor's loss, in advantages per nat."""
     correction: Correction | None = None
     """Weights for a sampler that is not the scorer; null takes the two to be one."""
     max_old_kl: float | None = None
@@ -76,13 +81,17 @@ class PolicyGradient:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"PolicyGradient.{name} must be positive or null, got {value}")
-        for name in ("entropy_coef", "critic_warmup"):
+        for name in ("entropy_coef", "ptx_coef", "critic_warmup"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"PolicyGradient.{name} must not be negative, got {getattr(self, name)}")
         if self.critic_warmup > 0 and self.value_loss is None:
             raise ValueError(
                 f"PolicyGradient.critic_warmup must be 0 for {estimator}, which reads no critic, "
                 f"got {self.critic_warmup}"
+            )
+        if self.dynamic_sampling is not None and self.dynamic_sampling < 1:
+            raise ValueError(
+                f"PolicyGradient.dynamic_sampling must be at least 1 or null, got {self.dynamic_sampling}"
             )
         self._expect_later_updates()
 
@@ -124,7 +133,7 @@ class PolicyGradient:
         scores: Tensor,
         ended: Tensor,
         old_logprobs: Tensor,
-        ref_logprobs: Tensor,
+        ref_logprobs: Tensor | None,
         mask: Tensor,
         coef: float,
     ) -> Tensor:
@@ -134,7 +143,7 @@ class PolicyGradient:
             scores: (B,) score of each response.
             ended: (B,) bool, the response ended by itself.
             old_logprobs: (B, T) log π_old of each token.
-            ref_logprobs: (B, T) log π_ref of each token.
+            ref_logprobs: (B, T) log π_ref of each token; None where ``kl`` reads none.
             mask: (B, T) bool.
             coef: the KL coefficient of this rollout.
 
@@ -142,7 +151,7 @@ class PolicyGradient:
             (B, T), detached, 0 on padding.
         """
         scores = self.adjusted(scores, ended, mask.sum(1))
-        penalty = -self.kl.reward(old_logprobs, ref_logprobs, mask, coef)
+        penalty = -self.kl.reward(old_logprobs, self._expected(ref_logprobs, old_logprobs), mask, coef)
         return token_rewards(scores, penalty, mask).detach()
 
     def estimate(  # noqa: PLR0917  as AdvantageEstimator
@@ -157,6 +166,14 @@ class PolicyGradient:
         """Advantages of a whole rollout; see `AdvantageEstimator.__call__`."""
         return self.advantage(rewards, values, mask, group, total, baselines)
 
+    def kept(self, minibatch: Experience) -> Tensor:
+        """(B, T) bool, the tokens of this rank's minibatch that are in the loss and its denominators."""
+        rollout = minibatch.rollout
+        mask = rollout.mask
+        if self.correction is not None:
+            mask = self.correction.kept(minibatch.old_logprobs, rollout.sampler_logprobs, mask)
+        return mask & rollout.ended[:, None] if self.overlong_filter else mask
+
     def weights(self, minibatch: Experience, total: Total) -> Tensor:
         """How much each token of this rank's minibatch weighs in one optimizer step, (B, T) (numerics D39).
 
@@ -165,13 +182,7 @@ class PolicyGradient:
         Raises:
             ValueError: nothing of the minibatch is left, on any rank.
         """
-        rollout = minibatch.rollout
-        mask = rollout.mask
-        if self.correction is not None:
-            mask = self.correction.kept(minibatch.old_logprobs, rollout.sampler_logprobs, mask)
-        if self.overlong_filter:
-            mask = mask & rollout.ended[:, None]
-        return self.aggregation(mask, total)
+        return self.aggregation(self.kept(minibatch), total)
 
     def token_loss(
         self,
@@ -200,7 +211,8 @@ class PolicyGradient:
         """
         mask = experience.rollout.mask
         loss = self._policy_terms(logprobs, experience, penalty)
-        loss = loss + self.kl.loss(logprobs, experience.ref_logprobs, mask, coef)
+        ref_logprobs = self._expected(experience.ref_logprobs, logprobs)
+        loss = loss + self.kl.loss(logprobs, ref_logprobs, mask, coef)
         if self.kl.needs_exact:
             if exact_kl is None:
                 raise ValueError(f"{type(self.kl).__name__} needs the KL over the whole vocabulary, got None")
@@ -210,6 +222,12 @@ class PolicyGradient:
                 raise ValueError("PolicyGradient.entropy_coef needs the entropies of the actor, got None")
             loss = loss - self.entropy_coef * torch.where(mask, entropies, 0.0)
         return torch.where(mask, loss, 0.0)
+
+    def _expected(self, ref_logprobs: Tensor | None, instead: Tensor) -> Tensor:
+        """The reference's log-probs; where nobody reads them, anything of their shape."""
+        if ref_logprobs is None and self.kl.needs_reference:
+            raise ValueError(f"{type(self.kl).__name__} needs the log-probs of a reference, got None")
+        return instead if ref_logprobs is None else ref_logprobs
 
     def _policy_terms(self, logprobs: Tensor, experience: Experience, penalty: float | None) -> Tensor:
         """The policy loss under its importance correction, and its own penalty."""

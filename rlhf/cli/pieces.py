@@ -8,15 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from rlhf.cli.application import Place
 from rlhf.cli.room import Longest
 from rlhf.config import Job
 from rlhf.data.tokenizers import end_ids, load_tokenizer
 from rlhf.distributed import runtime
+from rlhf.distributed.averaging import WeightAverage
 from rlhf.distributed.collectives import is_main, on_main
 from rlhf.distributed.engine import Engine, cast_parameters
 from rlhf.distributed.engine_config import EngineConfig
-from rlhf.distributed.gathering import is_sharded, refresh
+from rlhf.distributed.gathering import full_state, is_sharded, refresh
 from rlhf.evaluation.plots import curves
 from rlhf.models.actor import Actor
 from rlhf.models.loading import expect_same_vocabulary, load_scalar_model
@@ -57,11 +60,13 @@ def tokenizer_of(model: Pretrained) -> PreTrainedTokenizerBase:
     return load_tokenizer(model.folder)
 
 
-def exporter(engine: Engine, tokenizer: PreTrainedTokenizerBase) -> Callable[[Path], None]:
-    """Writes the engine's model as a Hugging Face folder; every rank calls it."""
+def exporter(
+    engine: Engine, tokenizer: PreTrainedTokenizerBase, average: WeightAverage[Actor] | None = None
+) -> Callable[[Path], None]:
+    """Writes the engine's model, or its average, as a Hugging Face folder; every rank calls it."""
 
     def export(folder: Path) -> None:
-        state = engine.state()
+        state = engine.state() if average is None else full_state(average.module)
         on_main(lambda: save_model(engine.module, state, tokenizer, folder, replace=True))  # type: ignore[arg-type]
 
     return export
@@ -130,6 +135,13 @@ def copy_for_sampling(actor: Actor, engine: EngineConfig) -> Actor:
         return actor
     plain = copy.deepcopy(actor)
     cast_parameters(plain, engine.dtype)
+    return plain.to(runtime.device())
+
+
+def float32_copy(actor: Actor) -> Actor:
+    """A plain copy in float32 on this rank's device."""
+    plain = copy.deepcopy(actor)
+    cast_parameters(plain, torch.float32)
     return plain.to(runtime.device())
 
 

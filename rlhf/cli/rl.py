@@ -8,6 +8,7 @@ from rlhf.cli.application import Command, Place
 from rlhf.cli.pieces import (
     copy_for_sampling,
     exporter,
+    float32_copy,
     load_reward,
     open_folder,
     sampler_for,
@@ -18,16 +19,20 @@ from rlhf.cli.pieces import (
 from rlhf.cli.room import Longest, longest
 from rlhf.config import RL
 from rlhf.data.sets import PromptData
+from rlhf.distributed.averaging import WeightAverage
 from rlhf.distributed.engine import Engine
 from rlhf.distributed.engine_config import Inference
+from rlhf.distributed.runtime import Runtime
 from rlhf.models.actor import Actor
 from rlhf.models.loading import expect_same_vocabulary, load_actor, load_scalar_model
 from rlhf.models.sources import Pretrained
 from rlhf.rewards.sources import RewardModel
 from rlhf.rollout.texts import RolloutTexts
 from rlhf.seeding import generator
+from rlhf.trainers.collection import Prompts, Sizes
 from rlhf.trainers.micro_batches import exact_div
-from rlhf.trainers.policy_gradient import Models, PolicyGradientTrainer, Prompts, Sizes
+from rlhf.trainers.policy_gradient import Models, PolicyGradientTrainer
+from rlhf.trainers.pretraining import Pretraining
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,7 +64,8 @@ def train(config: RL, place: Place) -> None:
     )
     reference = _reference(config, actor, tokenizer, text)
     critic = _critic(config, actor, tokenizer, text)
-    plain = copy_for_sampling(actor, config.engine)
+    pretraining = _pretraining(config, actor, tokenizer, place.runtime)
+    plain, average = copy_for_sampling(actor, config.engine), _average(config, actor)
     engine = config.engine.train(actor, config.actor.optimizer(actor), "actor")
     trainer = PolicyGradientTrainer(
         models=Models(
@@ -68,6 +74,7 @@ def train(config: RL, place: Place) -> None:
             reference=reference,
             reward=reward,
             sampling_actor=sampling_actor(engine, plain),
+            average=average,
         ),
         algorithm=config.algorithm,
         sampler=sampler,
@@ -83,7 +90,8 @@ def train(config: RL, place: Place) -> None:
         total=config.rollouts,
         seed=config.seed,
         runtime=place.runtime,
-        export=exporter(engine, tokenizer),
+        export=exporter(engine, tokenizer, average),
+        pretraining=pretraining,
         non_finite=config.non_finite,
     )
     train_and_draw(trainer, folder, config)
@@ -94,13 +102,41 @@ def _prompts(data: PromptData, tokenizer: PreTrainedTokenizerBase) -> Prompts:
     return Prompts(rows=rows, texts=RolloutTexts(rows, tokenizer))
 
 
-def _reference(config: RL, actor: Actor, tokenizer: PreTrainedTokenizerBase, text: Longest) -> Inference:
+def _reference(
+    config: RL, actor: Actor, tokenizer: PreTrainedTokenizerBase, text: Longest
+) -> Inference | None:
     """The frozen policy that the KL is measured to."""
+    if not config.measure_kl:
+        return None
     source = config.actor.model if config.reference is None else Pretrained(path=config.reference)
     reference = load_actor(source, tokenizer, generator=generator(config.seed, "weights"))
     expect_same_vocabulary(actor, reference)
     text.expect_room(reference)
     return config.engine.inference(reference, "reference")
+
+
+def _pretraining(
+    config: RL, actor: Actor, tokenizer: PreTrainedTokenizerBase, runtime: Runtime
+) -> Pretraining | None:
+    """The texts of PPO-ptx."""
+    if config.pretraining.data.path is None:
+        return None
+    rows = config.pretraining.data.load(tokenizer)
+    longest(rows).expect_room(actor)
+    return Pretraining(
+        rows=rows,
+        batch_size=config.pretraining.batch_size,
+        micro_rows=exact_div(config.micro_batch_size, runtime.world_size, "micro_batch_size", "ranks"),
+        seed=config.seed,
+        runtime=runtime,
+    )
+
+
+def _average(config: RL, actor: Actor) -> WeightAverage[Actor] | None:
+    """An average of the actor's weights, in a copy taken before an engine splits them."""
+    if config.actor.ema_decay is None:
+        return None
+    return WeightAverage(float32_copy(actor), config.actor.ema_decay)
 
 
 def _critic(config: RL, actor: Actor, tokenizer: PreTrainedTokenizerBase, text: Longest) -> Engine | None:

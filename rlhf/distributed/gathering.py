@@ -60,7 +60,6 @@ def full_state(
     return state if is_main() else {}
 
 
-@torch.no_grad()
 def refresh(target: nn.Module, source: nn.Module) -> None:
     """Copy a possibly sharded model into a plain one of the same structure; every rank calls it.
 
@@ -70,13 +69,33 @@ def refresh(target: nn.Module, source: nn.Module) -> None:
     Raises:
         ValueError: the two do not have the same names.
     """
+    _each(target, source, Tensor.copy_)
+
+
+def blend(target: nn.Module, source: nn.Module, weight: float) -> None:
+    """Move a plain model by ``weight`` of the way to a possibly sharded one; every rank calls it.
+
+    Raises:
+        ValueError: the two do not have the same names.
+    """
+
+    def move(own: Tensor, other: Tensor) -> None:
+        if own.is_floating_point():
+            own.lerp_(other.to(own.dtype), weight)
+
+    _each(target, source, move)
+
+
+@torch.no_grad()
+def _each(target: nn.Module, source: nn.Module, action: Callable[[Tensor, Tensor], object]) -> None:
+    """``action`` on every tensor of the target and its whole counterpart, tied ones once."""
     sources, targets = source.state_dict(keep_vars=True), target.state_dict(keep_vars=True)
     if sources.keys() != targets.keys():
         different = sorted(sources.keys() ^ targets.keys())
         raise ValueError(f"refresh: target and source must have the same parameters, {different[0]} differs")
-    copied: set[int] = set()
+    seen: set[int] = set()
     for name, tensor in targets.items():
-        if id(tensor) not in copied:
-            copied.add(id(tensor))
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
             with gathered(sources[name]):
-                tensor.copy_(sources[name])
+                action(tensor, sources[name])

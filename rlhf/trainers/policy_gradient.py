@@ -1,4 +1,4 @@
-"""Online reinforcement learning: sample, score, estimate advantages, update.
+"""Online reinforcement learning: collect a rollout, score it, estimate advantages, update.
 
 One trainer for every policy-gradient method; what tells them apart is the ``PolicyGradient`` bundle of
 components (``rlhf/algorithms/policy_gradient.py``). Read ``PolicyGradientTrainer.step`` first.
@@ -6,6 +6,7 @@ components (``rlhf/algorithms/policy_gradient.py``). Read ``PolicyGradientTraine
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,31 +15,31 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.policy_gradient import PolicyGradient
-from rlhf.batch import Experience, PromptBatch, Rollout
-from rlhf.data.loaded import PromptSet
-from rlhf.data.order import batch_indices, rank_share
-from rlhf.distributed.collectives import all_sum
+from rlhf.batch import Experience, Rollout
+from rlhf.data.order import rank_share
+from rlhf.distributed.averaging import WeightAverage
+from rlhf.distributed.collectives import all_sum, is_main
 from rlhf.distributed.engine import Engine
 from rlhf.distributed.engine_config import Inference
 from rlhf.distributed.runtime import Runtime
 from rlhf.distributed.watch import WATCH
 from rlhf.metrics import Clock, Metrics
 from rlhf.models.actor import Actor
-from rlhf.models.scalar import state_values
-from rlhf.ops.logprobs import exact_kl
-from rlhf.rewards.mixture import named_scores, score_names
-from rlhf.rewards.reward import NotFinite, Reward
-from rlhf.rollout.noise import row_noise
+from rlhf.rewards.reward import Reward
 from rlhf.rollout.sampler import Sampler
-from rlhf.rollout.texts import RolloutTexts
 from rlhf.seeding import generator
 from rlhf.trainers import rollout_metrics
+from rlhf.trainers.collection import Collected, Collector, Prompts, Scored, Sizes
 from rlhf.trainers.faults import SKIPPED, Faults, NonFinite, Row
 from rlhf.trainers.ledger import Ledger
 from rlhf.trainers.micro_batches import by_length, exact_div
+from rlhf.trainers.pretraining import Pretraining
 from rlhf.trainers.progress import load_progress, save_progress
 from rlhf.trainers.rollout_metrics import Measured
 from rlhf.trainers.schedules import Schedule
+from rlhf.trainers.scoring import Policy, Scorer
+
+log = logging.getLogger(__name__)
 
 SHOWN = 4
 """Responses of each rollout, of rank 0, that go to ``samples.jsonl``."""
@@ -58,34 +59,17 @@ NAMES = {
 
 @dataclass(kw_only=True, slots=True)
 class Models:
-    """The four models of an online run."""
+    """The models of an online run."""
 
     actor: Engine
     critic: Engine | None
-    reference: Inference
+    reference: Inference | None
+    """What the KL is measured to; None measures none."""
     reward: Reward
     sampling_actor: Callable[[], Actor]
     """The actor's present weights in a plain module, gathered once per call where they are sharded."""
-
-
-@dataclass(kw_only=True, slots=True)
-class Prompts:
-    """A prompt set, encoded and as text."""
-
-    rows: PromptSet
-    texts: RolloutTexts
-
-
-@dataclass(kw_only=True, slots=True)
-class Sizes:
-    """Rows, counted over all ranks."""
-
-    prompts: int
-    """Prompts of one rollout."""
-    samples: int
-    """Responses sampled for each prompt."""
-    micro_batch: int
-    """Rows of one forward and backward pass."""
+    average: WeightAverage[Actor] | None = None
+    """Of the actor; what is evaluated where there is one."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -93,6 +77,12 @@ class State:
     """Everything that moves besides the engines; the random streams are functions of it and the seed."""
 
     kl_coef: float
+    penalty: float
+    """Coefficient of the policy loss's own KL(π_old‖π)."""
+    baseline: float = 0.0
+    """Running mean of the returns, for the estimator that reads it."""
+    drawn: int = 0
+    """Prompts, over all ranks."""
     rollouts: int = 0
     actor_steps: int = 0
 
@@ -115,10 +105,11 @@ class PolicyGradientTrainer:
         seed: int,
         runtime: Runtime,
         export: Callable[[Path], None],
+        pretraining: Pretraining | None = None,
         non_finite: NonFinite = NonFinite.stop,
     ) -> None:
-        self.models, self.algorithm, self.sampler = models, algorithm, sampler
-        self.train, self.test, self.schedule, self.exact_kl = train, test, schedule, exact_kl
+        self.models, self.algorithm, self.train, self.test = models, algorithm, train, test
+        self.schedule, self.pretraining = schedule, pretraining
         self.total, self.seed, self.runtime, self.export = total, seed, runtime, export
         ranks = runtime.world_size
         exact_div(sizes.prompts, ranks, "rollout.prompts", "ranks")
@@ -127,14 +118,31 @@ class PolicyGradientTrainer:
         self.micro_rows = exact_div(sizes.micro_batch, ranks, "micro_batch_size", "ranks")
         if test is not None:
             exact_div(len(test.rows), ranks, "rows of test_prompts", "ranks")
-        self.sizes = sizes
-        self.state = State(kl_coef=algorithm.kl.initial_coef)
         self.faults = Faults(non_finite)
+        self.collector = Collector(
+            sampling_actor=models.sampling_actor,
+            reward=models.reward,
+            sampler=sampler,
+            prompts=train,
+            sizes=sizes,
+            draws=algorithm.dynamic_sampling,
+            seed=seed,
+            runtime=runtime,
+            faults=self.faults,
+        )
+        self.scorer = Scorer(
+            actor=models.actor,
+            critic=models.critic,
+            reference=models.reference,
+            sampler=sampler,
+            micro_rows=self.micro_rows,
+            exact_kl=exact_kl,
+        )
+        self.state = State(kl_coef=algorithm.kl.initial_coef, penalty=algorithm.policy_loss.initial_penalty)
         for engine in (models.actor, models.critic):
             if engine is not None:  # transformers recomputes activations in train() mode only; dropout is 0
                 engine.module.train()
         self._samples: list[dict[str, object]] = []
-        self._parts: dict[str, Tensor] = {}  # (B,) each: the parts of a mixture, of the rollout last scored
 
     @property
     def done(self) -> int:
@@ -142,28 +150,28 @@ class PolicyGradientTrainer:
         return self.state.rollouts
 
     def step(self) -> Metrics:
-        """One iteration: sample, score, estimate advantages, update."""
+        """One iteration: collect, measure, estimate advantages, update."""
         clock, metrics = Clock(WATCH.enter), Metrics()
-        with clock.phase("sample"):
-            rollout = self.sample(self.next_prompts())
-        with clock.phase("score"):
-            scores = self.score(rollout, self.train)
+        collected = self.collector.collect(self.state.drawn, clock)
+        greedy = self._greedy(collected, clock)
+        scored = collected.scored
         with clock.phase("logprobs"):
-            measured = self.measure(rollout, scores)
-            values = self.values(rollout)
+            measured = self.measure(scored)
+            values = self.scorer.values(scored.rollout)
         with clock.phase("advantages"):
-            experience = self.estimate(measured, values)
+            experience = self.estimate(measured, values, greedy)
             usable = self.usable(measured, experience, metrics)
         if usable:
             with clock.phase("update"):
                 self.scale_learning_rates(metrics)
-                for number, minibatch in enumerate(self.minibatches(experience)):
-                    self.update(minibatch, metrics, on_policy=number == 0)
-            self.finish(experience, measured, metrics)
+                old_kl = self.updates(experience, metrics)
+            self.finish(experience, measured, old_kl, metrics)
+            self._report_drawing(collected, metrics)
         self.faults.report(metrics)
         self.state.rollouts += 1
-        tokens = int(rollout.attention_mask.sum())
-        clock.report(metrics, tokens, len(rollout), self.runtime.world_size)
+        self.state.drawn += collected.drawn
+        tokens = int(scored.rollout.attention_mask.sum())
+        clock.report(metrics, tokens, len(scored.rollout), self.runtime.world_size)
         return metrics
 
     @property
@@ -171,59 +179,37 @@ class PolicyGradientTrainer:
         """The present step, for messages."""
         return f"rollout {self.state.rollouts + 1}"
 
-    def next_prompts(self) -> PromptBatch:
-        """This rank's share of the next prompts, each repeated once per sample."""
-        first = self.state.rollouts * self.sizes.prompts
-        index = batch_indices(first, self.sizes.prompts, len(self.train.rows), self.seed)
-        drawn = first + torch.arange(self.sizes.prompts)  # the group: a number for each prompt drawn so far
-        rank, ranks = self.runtime.rank, self.runtime.world_size
-        return self.train.rows.batch(
-            rank_share(index, rank, ranks), samples=self.sizes.samples, groups=rank_share(drawn, rank, ranks)
-        )
-
-    def sample(self, prompts: PromptBatch, stream: str = "sampling") -> Rollout:
-        """Responses to ``prompts``; a row's randomness depends on seed, group and sample alone."""
-        noise = row_noise(prompts.group, self.sampler.max_new_tokens, self.seed, stream)
-        actor = self.models.sampling_actor()
-        return self.sampler.sample(actor, prompts.to(self.runtime.device), noise.to(self.runtime.device))
-
-    def score(self, rollout: Rollout, prompts: Prompts) -> Tensor:
-        """(B,) scores; what is not finite is noted for `usable`."""
-        try:
-            scores = named_scores(self.models.reward, rollout, prompts.texts)
-        except NotFinite as error:
-            self.faults.note(str(error))
-            nothing = torch.zeros(len(rollout), device=rollout.tokens.device)
-            scores = dict.fromkeys(score_names(self.models.reward), nothing)
-        self._parts = {name: part for name, part in scores.items() if name != "score"}
-        return scores["score"]
+    def _greedy(self, collected: Collected, clock: Clock) -> Scored | None:
+        """Greedy responses to the rollout's prompts, for the estimator that compares with them."""
+        if not self.algorithm.advantage.needs_greedy:
+            return None
+        with clock.phase("sample"):
+            return self.collector.greedy(collected.scored.rollout)
 
     @torch.no_grad()
-    def measure(self, rollout: Rollout, scores: Tensor) -> Measured:
-        """Log-probs of actor and reference, and the reward of each token."""
-        old, entropies, ref, exact_kl = self._by_rows(rollout, self._measure)
-        rewards = self.algorithm.shape(scores, rollout.ended, old, ref, rollout.mask, self.state.kl_coef)
+    def measure(self, scored: Scored, policy: Policy | None = None) -> Measured:
+        """Log-probs of actor (or ``policy``) and reference, and the reward of each token."""
+        rollout, found = scored.rollout, self.scorer.logprobs(scored.rollout, policy)
+        rewards = self.algorithm.shape(
+            scored.scores, rollout.ended, found.policy, found.reference, rollout.mask, self.state.kl_coef
+        )
         return Measured(
             rollout=rollout,
-            scores=scores,
+            scores=scored.scores,
+            parts=scored.parts,
             rewards=rewards,
-            old_logprobs=old,
-            ref_logprobs=ref,
-            entropies=entropies,
-            exact_kl=exact_kl if self.exact_kl else None,
+            old_logprobs=found.policy,
+            ref_logprobs=found.reference,
+            entropies=found.entropies,
+            exact_kl=found.exact_kl,
         )
 
-    @torch.no_grad()
-    def values(self, rollout: Rollout) -> Tensor | None:
-        """(B, T) the critic's values before the updates; None without a critic."""
-        if self.models.critic is None:
-            return None
-        return self._by_rows(rollout, lambda part: (self._critic_values(part),))[0]
-
-    def estimate(self, measured: Measured, values: Tensor | None) -> Experience:
+    def estimate(self, measured: Measured, values: Tensor | None, greedy: Scored | None = None) -> Experience:
         """Advantages and returns, fixed for all updates of this rollout."""
         rollout = measured.rollout
-        estimate = self.algorithm.estimate(measured.rewards, values, rollout.mask, rollout.group, all_sum)
+        estimate = self.algorithm.estimate(
+            measured.rewards, values, rollout.mask, rollout.group, all_sum, self._baselines(rollout, greedy)
+        )
         return Experience(
             rollout=rollout,
             old_logprobs=measured.old_logprobs,
@@ -233,38 +219,13 @@ class PolicyGradientTrainer:
             old_values=values,
         )
 
-    def _measure(self, part: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(b, T) each: log-probs and entropies of the actor, log-probs of the reference, exact KL or 0."""
-        actor, reference, temperature = self.models.actor, self.models.reference, self.sampler.temperature
-        inputs = (part.tokens, part.attention_mask, part.prompt_mask.shape[1], temperature)
-        if not self.exact_kl:
-            old, ref = actor(*inputs), reference(*inputs)
-            return old.logprobs, old.entropies, ref.logprobs, torch.zeros_like(old.logprobs)
-        old, ref = actor(*inputs, full=True), reference(*inputs, full=True)
-        kl = torch.where(part.mask, exact_kl(old.logits, ref.logits, temperature), 0.0)
-        return old.logprobs, old.entropies, ref.logprobs, kl
-
-    def _critic_values(self, part: Rollout) -> Tensor:
-        """(b, T) values of the state before each response token (numerics D9)."""
-        assert self.models.critic is not None
-        return state_values(
-            self.models.critic(part.tokens, part.attention_mask), part.prompt_mask.shape[1], part.mask
-        )
-
-    def _by_rows(
-        self, rollout: Rollout, measure: Callable[[Rollout], tuple[Tensor, ...]]
-    ) -> tuple[Tensor, ...]:
-        """(B, T) each: what ``measure`` says of every row, 0 on padding.
-
-        Rows of like length share a forward pass, so that little of it is padding.
-        """
-        columns: tuple[Tensor, ...] = ()
-        for rows in by_length(rollout.attention_mask.sum(1), self.micro_rows):
-            measured = measure(rollout.rows(rows).trimmed())
-            columns = columns or tuple(torch.zeros_like(rollout.sampler_logprobs) for _ in measured)
-            for column, part in zip(columns, measured, strict=True):
-                column[rows, : part.shape[1]] = part
-        return columns
+    def _baselines(self, rollout: Rollout, greedy: Scored | None) -> Tensor:
+        """(B,) what was expected of each response before it was drawn."""
+        if greedy is None:
+            return torch.full((len(rollout),), self.state.baseline, device=rollout.tokens.device)
+        adjusted = self.algorithm.adjusted(greedy.scores, greedy.rollout.ended, greedy.rollout.lengths)
+        same = rollout.group[:, None] == greedy.rollout.group  # (B, groups)
+        return adjusted[same.long().argmax(1)]
 
     def usable(self, measured: Measured, experience: Experience, metrics: Metrics) -> bool:
         """Whether every number of the rollout is finite, on every rank; if not, nothing is learnt from it.
@@ -315,7 +276,20 @@ class PolicyGradientTrainer:
             for rows in order.split(self.minibatch_rows):
                 yield experience.rows(rows.sort().values)
 
-    def update(self, minibatch: Experience, metrics: Metrics, *, on_policy: bool = False) -> None:
+    def updates(self, experience: Experience, metrics: Metrics) -> float:
+        """All optimiser steps of a rollout, or as many as the policy may move.
+
+        Returns:
+            KL(π_old‖π) at the last of them, nats per token over all ranks.
+        """
+        old_kl = 0.0
+        for number, minibatch in enumerate(self.minibatches(experience)):
+            old_kl = self.update(minibatch, metrics, on_policy=number == 0)
+            if self.algorithm.stops(old_kl):
+                break
+        return old_kl
+
+    def update(self, minibatch: Experience, metrics: Metrics, *, on_policy: bool = False) -> float:
         """One optimiser step of the actor and one of the critic, from the whole minibatch's gradients.
 
         Args:
@@ -323,26 +297,44 @@ class PolicyGradientTrainer:
             metrics: receives its measurements, unless a step had to be skipped.
             on_policy: no parameter has moved since the rows were scored, so the ratio must be 1.
 
+        Returns:
+            KL(π_old‖π) before the step, nats per token over all ranks; 0 where the actor is not updated.
+
         Raises:
             FloatingPointError: a number is not finite and the run is to stop, or the first ratio is not 1.
         """
-        weights = self.algorithm.aggregation(minibatch.rollout.mask, all_sum)  # (b, T)
-        loss, found, ledger = 0.0, Metrics(), Ledger() if on_policy else None
+        if self._is_empty(minibatch):
+            return 0.0
+        learns = self.algorithm.actor_learns(self.state.rollouts)
+        weights = self.algorithm.weights(minibatch, all_sum)  # (b, T)
+        loss, found, ledger = 0.0, Metrics(), Ledger() if on_policy and learns else None
         for rows in by_length(minibatch.rollout.attention_mask.sum(1), self.micro_rows):
             part = minibatch.rows(rows).trimmed()
             share = weights[rows, : part.rollout.mask.shape[1]]
-            loss += self._actor_backward(part, share, found, ledger)
+            if learns:
+                loss += self._actor_backward(part, share, found, ledger)
             if self.models.critic is not None:
                 self._critic_backward(part, share, found)
-        found.add("loss", loss, 1 / self.runtime.world_size)  # the step's loss is a sum over ranks
+        if learns:
+            self._pretraining_backward(found)
+            found.add("loss", loss, 1 / self.runtime.world_size)  # the step's loss is a sum over ranks
         if ledger is not None:
             ledger.close(metrics, _dtype(self.models.actor), self.place)
-        self._step_engines(found, metrics)
+        self._step_engines(learns, found, metrics)
+        return _over_ranks(found, "actor/kl_old") if learns else 0.0
 
-    def _step_engines(self, found: Metrics, metrics: Metrics) -> None:
+    def _is_empty(self, minibatch: Experience) -> bool:
+        """Whether filters have left no token of it in the loss, on any rank; it is then passed over."""
+        if int(all_sum(self.algorithm.kept(minibatch).sum())) > 0:
+            return False
+        if is_main():
+            log.warning("%s: no response of a minibatch is left in the loss; it was passed over", self.place)
+        return True
+
+    def _step_engines(self, learns: bool, found: Metrics, metrics: Metrics) -> None:
         """Move actor and critic; what a minibatch measured is left out when a step of it was skipped."""
         skipped = False
-        for engine in (self.models.actor, self.models.critic):
+        for engine in (self.models.actor if learns else None, self.models.critic):
             if engine is None:
                 continue
             norm = self.faults.step(engine, self.place)
@@ -357,17 +349,21 @@ class PolicyGradientTrainer:
     def _actor_backward(
         self, part: Experience, weights: Tensor, metrics: Metrics, ledger: Ledger | None
     ) -> float:
-        rollout, row = part.rollout, _named(part.rollout, self.train)
-        first = rollout.prompt_mask.shape[1]
-        logprobs = self.models.actor(
-            rollout.tokens, rollout.attention_mask, first, self.sampler.temperature
-        ).logprobs
-        token_loss = self.algorithm.token_loss(logprobs, part, self.state.kl_coef)
+        row = _named(part.rollout, self.train)
+        logprobs, entropies, exact = self.scorer.learning(part.rollout, exact=self.algorithm.kl.needs_exact)
+        token_loss = self.algorithm.token_loss(
+            logprobs,
+            part,
+            self.state.kl_coef,
+            penalty=self.state.penalty,
+            entropies=entropies,
+            exact_kl=exact,
+        )
         loss = (weights * self.faults.loss("actor's loss", token_loss, row, model="actor")).sum()
         self.models.actor.backward(loss)
         if ledger is not None:
             ledger.add(logprobs.detach(), part, row)
-        rollout_metrics.policy_moves(self.algorithm.policy_loss, logprobs.detach(), part, metrics)
+        rollout_metrics.policy_moves(self.algorithm, logprobs.detach(), part, metrics)
         return float(loss.detach())
 
     def _critic_backward(self, part: Experience, weights: Tensor, metrics: Metrics) -> None:
@@ -375,37 +371,57 @@ class PolicyGradientTrainer:
         assert self.algorithm.value_loss is not None
         assert part.old_values is not None
         assert part.returns is not None
-        values = self._critic_values(part.rollout)
+        values = self.scorer.learning_values(part.rollout)
         loss = self.algorithm.value_loss(values, part.old_values, part.returns, part.rollout.mask)
         row = _named(part.rollout, self.train)
         loss = self.faults.loss("critic's loss", loss, row, model="critic")
         self.models.critic.backward((weights * loss).sum())
         metrics.mean("critic/loss", loss, part.rollout.mask)
 
-    def finish(self, experience: Experience, measured: Measured, metrics: Metrics) -> None:
-        """Report the rollout, keep a few texts, move the KL coefficient."""
-        mean_kl = rollout_metrics.rollout(measured, metrics)
-        rollout_metrics.parts(self._parts, metrics)
+    def _pretraining_backward(self, metrics: Metrics) -> None:
+        """The texts' part of the actor's gradient, before its one step (numerics D45)."""
+        if self.pretraining is not None and self.algorithm.ptx_coef > 0:
+            self.pretraining.backward(
+                self.models.actor, self.algorithm.ptx_coef, self.state.actor_steps, metrics, self.faults
+            )
+
+    def finish(self, experience: Experience, measured: Measured, old_kl: float, metrics: Metrics) -> None:
+        """Report the rollout, keep a few texts, move what is steered by it."""
+        means = rollout_metrics.rollout(measured, metrics)
         rollout_metrics.critic(experience, metrics)
         metrics.value("actor/kl_coef", self.state.kl_coef)
         metrics.value("actor/steps", self.state.actor_steps)
-        numbers = {"score": measured.scores, "kl": rollout_metrics.sequence_kl(measured)}
-        self._samples = self.train.texts.samples(experience.rollout, numbers, SHOWN)
+        self._samples = self.train.texts.samples(experience.rollout, rollout_metrics.shown(measured), SHOWN)
+        algorithm, state = self.algorithm, self.state
+        if algorithm.policy_loss.initial_penalty > 0:
+            metrics.value("actor/penalty_coef", state.penalty)
         rows = len(experience) * self.runtime.world_size
-        self.state.kl_coef = self.algorithm.kl.next_coef(self.state.kl_coef, mean_kl, rows)
+        state.kl_coef = algorithm.kl.next_coef(state.kl_coef, means.kl, rows)
+        state.penalty = algorithm.policy_loss.next_penalty(state.penalty, old_kl)
+        state.baseline = algorithm.advantage.next_baseline(state.baseline, means.total, state.rollouts)
+        if self.models.average is not None:
+            self.models.average.update(self.models.actor.module)
+
+    def _report_drawing(self, collected: Collected, metrics: Metrics) -> None:
+        """How much was drawn, where groups of equal scores are replaced."""
+        if self.algorithm.dynamic_sampling is not None:
+            metrics.value("rollout/prompts_drawn", collected.drawn)
+            metrics.value("rollout/unequal_fraction", collected.unequal / collected.drawn)
 
     def evaluate(self) -> Metrics:
-        """Score and KL of the present policy on held-out prompts, one response each."""
+        """Score and KL of the present policy, or its average, on held-out prompts, one response each."""
         metrics = Metrics()
         if self.test is None:
             return metrics
+        policy = None if self.models.average is None else self.models.average.module
         rows = torch.arange(len(self.test.rows))
         index = rank_share(rows, self.runtime.rank, self.runtime.world_size)
-        rollout = self.sample(self.test.rows.batch(index, samples=1, groups=index), "evaluation")
-        measured, found = self.measure(rollout, self.score(rollout, self.test)), Metrics()
+        prompts = self.test.rows.batch(index, samples=1, groups=index)
+        rollout = self.collector.sample(prompts, "evaluation", actor=policy)
+        measured = self.measure(self.collector.score(rollout, self.test), policy)
         self._look(measured, self.test)
+        found = Metrics()
         rollout_metrics.rollout(measured, found)
-        rollout_metrics.parts(self._parts, found)
         metrics.merge(found, "eval/")
         return self.faults.evaluation(metrics, f"evaluation after rollout {self.done}")
 
@@ -417,16 +433,16 @@ class PolicyGradientTrainer:
         """Score, KL and length; of a rollout that was skipped there are none."""
         if "reward/score" not in metrics:
             return SKIPPED
-        return (
-            f"score {metrics['reward/score']:.2f}, kl {metrics['actor/kl_reference']:.2f}, "
-            f"length {metrics['rollout/length']:.1f}"
-        )
+        kl = f", kl {metrics['actor/kl_reference']:.2f}" if "actor/kl_reference" in metrics else ""
+        return f"score {metrics['reward/score']:.2f}{kl}, length {metrics['rollout/length']:.1f}"
 
     def save(self, folder: Path) -> None:
-        """Both engines and the state."""
+        """Engines, average and state."""
         self.models.actor.save(folder / "actor")
         if self.models.critic is not None:
             self.models.critic.save(folder / "critic")
+        if self.models.average is not None:
+            self.models.average.save(folder)
         save_progress(folder, asdict(self.state))
 
     def load(self, folder: Path) -> None:
@@ -434,9 +450,16 @@ class PolicyGradientTrainer:
         self.models.actor.load(folder / "actor")
         if self.models.critic is not None:
             self.models.critic.load(folder / "critic")
+        if self.models.average is not None:
+            self.models.average.load(folder)
         saved = load_progress(folder, set(asdict(self.state)))
         self.state = State(
-            rollouts=int(saved["rollouts"]), kl_coef=saved["kl_coef"], actor_steps=int(saved["actor_steps"])
+            kl_coef=saved["kl_coef"],
+            penalty=saved["penalty"],
+            baseline=saved["baseline"],
+            drawn=int(saved["drawn"]),
+            rollouts=int(saved["rollouts"]),
+            actor_steps=int(saved["actor_steps"]),
         )
 
 
@@ -448,6 +471,12 @@ def _named(rollout: Rollout, prompts: Prompts) -> Row:
         return f"the response to prompt {prompts.texts.prompts(one)[0][:80]!r} (row {int(one.index)})"
 
     return name
+
+
+def _over_ranks(metrics: Metrics, name: str) -> float:
+    """The mean that a minibatch has measured, over all ranks; every rank calls it."""
+    total, count = all_sum(torch.tensor(metrics.pairs[name], dtype=torch.float64)).tolist()
+    return total / count if count else 0.0
 
 
 def _dtype(engine: Engine) -> torch.dtype:

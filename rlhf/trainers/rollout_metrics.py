@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rlhf.algorithms.policy_losses import PolicyLoss
+from rlhf.algorithms.policy_gradient import PolicyGradient
 from rlhf.batch import Experience, Rollout
 from rlhf.distributed.collectives import all_sum
 from rlhf.metrics import Metrics
@@ -24,29 +24,33 @@ class Measured:
 
     rollout: Rollout
     scores: Tensor  # (B,) as the reward gave them
+    parts: dict[str, Tensor]  # (B,) each: the parts of a mixture, by name, without their weights
     rewards: Tensor  # (B, T)
     old_logprobs: Tensor  # (B, T)
-    ref_logprobs: Tensor  # (B, T)
+    ref_logprobs: Tensor | None  # (B, T); None without a reference
     entropies: Tensor  # (B, T)
     exact_kl: Tensor | None  # (B, T); None where it is not wanted
 
 
-def rollout(measured: Measured, metrics: Metrics) -> float:
-    """Scores, KL to the reference, lengths and the log-prob ledger.
+class Means(NamedTuple):
+    """Over all responses of all ranks."""
 
-    Returns:
-        Mean over all ranks of the sequence KL Σₜ k1, nats per response (numerics D18).
-    """
-    mask, old, ref = measured.rollout.mask, measured.old_logprobs, measured.ref_logprobs
-    kl = sequence_kl(measured)
+    kl: float
+    """Sequence KL to the reference, Σₜ k1, nats (numerics D18); 0 without a reference."""
+    total: float
+    """Return, Σₜ rewards."""
+
+
+def rollout(measured: Measured, metrics: Metrics) -> Means:
+    """Scores, KL to the reference, lengths and the log-prob ledger."""
+    mask, old = measured.rollout.mask, measured.old_logprobs
+    totals = torch.where(mask, measured.rewards, 0.0).sum(1)
     metrics.mean("reward/score", measured.scores)
     metrics.value("reward/score_std", _std(measured.scores))
-    metrics.mean("reward/total", torch.where(mask, measured.rewards, 0.0).sum(1))
-    metrics.mean("actor/kl_reference", kl)
-    metrics.mean("actor/kl_reference_per_token", k1(old, ref), mask)
-    metrics.mean("actor/kl_reference_k3", torch.where(mask, k3(old, ref), 0.0).sum(1))
-    if measured.exact_kl is not None:
-        metrics.mean("actor/kl_reference_exact", torch.where(mask, measured.exact_kl, 0.0).sum(1))
+    for name, part in measured.parts.items():
+        metrics.mean(f"reward/{name}", part)
+    metrics.mean("reward/total", totals)
+    _distance(measured, metrics)
     metrics.mean("actor/entropy", measured.entropies, mask)
     metrics.mean("rollout/length", measured.rollout.lengths)
     metrics.mean("rollout/ended_fraction", measured.rollout.ended.double())
@@ -54,20 +58,36 @@ def rollout(measured: Measured, metrics: Metrics) -> float:
     gap = (measured.rollout.sampler_logprobs - old).abs()
     metrics.mean("ledger/logprob_gap_mean", gap, mask)
     metrics.maximum("ledger/logprob_gap_max", torch.where(mask, gap, 0.0).max())
-    total, count = all_sum(torch.tensor([kl.double().sum(), len(kl)], dtype=torch.float64)).tolist()
-    return total / count
+    kl = sequence_kl(measured)
+    sums = [part.double().sum() for part in (torch.zeros_like(totals) if kl is None else kl, totals)]
+    divergence, total, rows = all_sum(torch.stack([*sums, sums[0].new_tensor(len(totals))])).tolist()
+    return Means(kl=divergence / rows, total=total / rows)
 
 
-def parts(scores: Mapping[str, Tensor], metrics: Metrics) -> None:
-    """Each part of a mixture by its name, without its weight."""
-    for name, part in scores.items():
-        metrics.mean(f"reward/{name}", part)
+def _distance(measured: Measured, metrics: Metrics) -> None:
+    """KL to the reference, where there is one."""
+    kl, mask, ref = sequence_kl(measured), measured.rollout.mask, measured.ref_logprobs
+    if kl is None or ref is None:
+        return
+    metrics.mean("actor/kl_reference", kl)
+    metrics.mean("actor/kl_reference_per_token", k1(measured.old_logprobs, ref), mask)
+    metrics.mean("actor/kl_reference_k3", torch.where(mask, k3(measured.old_logprobs, ref), 0.0).sum(1))
+    if measured.exact_kl is not None:
+        metrics.mean("actor/kl_reference_exact", torch.where(mask, measured.exact_kl, 0.0).sum(1))
 
 
-def sequence_kl(measured: Measured) -> Tensor:
-    """(B,) Σₜ k1 of each response, nats (numerics D18)."""
+def sequence_kl(measured: Measured) -> Tensor | None:
+    """(B,) Σₜ k1 of each response, nats (numerics D18); None without a reference."""
+    if measured.ref_logprobs is None:
+        return None
     per_token = k1(measured.old_logprobs, measured.ref_logprobs)
     return torch.where(measured.rollout.mask, per_token, 0.0).sum(1)
+
+
+def shown(measured: Measured) -> dict[str, Tensor]:
+    """(B,) each: the numbers that stand beside a response in ``samples.jsonl``."""
+    kl = sequence_kl(measured)
+    return {"score": measured.scores, **({} if kl is None else {"kl": kl})}
 
 
 def _std(scores: Tensor) -> float:
@@ -79,12 +99,15 @@ def _std(scores: Tensor) -> float:
     return math.sqrt(max(squares / count - (total / count) ** 2, 0.0))
 
 
-def policy_moves(loss: PolicyLoss, logprobs: Tensor, part: Experience, metrics: Metrics) -> None:
+def policy_moves(algorithm: PolicyGradient, logprobs: Tensor, part: Experience, metrics: Metrics) -> None:
     """How far the policy has moved from the one that sampled, per token."""
     mask, old = part.rollout.mask, part.old_logprobs
     metrics.mean("actor/kl_old", approx_kl(logprobs, old), mask)
-    clipped = loss.clipped(logprobs, old, part.advantages)
+    clipped = algorithm.policy_loss.clipped(logprobs, old, part.advantages, mask)
     metrics.mean("actor/clip_fraction", clipped.double(), mask)
+    if algorithm.correction is not None:
+        weights = algorithm.correction(old, part.rollout.sampler_logprobs, mask)
+        metrics.mean("actor/correction_weight", weights, mask)
 
 
 def critic(experience: Experience, metrics: Metrics) -> None:

@@ -85,9 +85,7 @@ class SupervisedTrainer:
         return lambda row: f"row {int(self._next_rows()[rows][row])}"
 
     def _token_loss(self, part: SequenceBatch) -> Tensor:
-        """(b, l) −log π of each target, 0 elsewhere; column 0 has nothing before it."""
-        logprobs = self.engine(part.tokens, part.attention_mask, 1).logprobs  # (b, l-1)
-        return torch.where(part.mask, torch.nn.functional.pad(-logprobs, (1, 0)), 0.0)
+        return negative_logprobs(self.engine, part)
 
     @torch.no_grad()
     def evaluate(self) -> Metrics:
@@ -126,3 +124,9 @@ class SupervisedTrainer:
         """Continue exactly."""
         self.engine.load(folder / "actor")
         self.done = int(load_progress(folder, {"done"})["done"])
+
+
+def negative_logprobs(engine: Engine, part: SequenceBatch) -> Tensor:
+    """(b, l) −log π of each target, 0 elsewhere; column 0 has nothing before it (numerics D7)."""
+    logprobs = engine(part.tokens, part.attention_mask, 1).logprobs  # (b, l-1)
+    return torch.where(part.mask, torch.nn.functional.pad(-logprobs, (1, 0)), 0.0)

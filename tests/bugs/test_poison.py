@@ -107,8 +107,8 @@ def poison(trainer: Any, fill: float) -> list[str]:
         return count
     for prompts in (trainer.train, trainer.test):
         prompts.rows = Set(prompts.rows, fill, count)
-    for name in ("sample", "measure", "estimate"):
-        setattr(trainer, name, Poisoning(getattr(trainer, name), fill, count))
+    for owner, name in ((trainer.collector, "sample"), (trainer, "measure"), (trainer, "estimate")):
+        setattr(owner, name, Poisoning(getattr(owner, name), fill, count))
     return count
 
 

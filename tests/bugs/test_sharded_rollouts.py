@@ -40,10 +40,10 @@ def uneven_rollouts(toy: ModuleType) -> dict[str, Any]:
     """Rank 0 stops at any token, rank 1 at none; lengths of the longest responses, and two steps' numbers."""
     trainer = toy.policy_gradient(engine=ENGINES["zero3"], new_tokens=20)
     ends = list(range(len(toy.WORDS))) if collectives.is_main() else [len(toy.WORDS)]
-    trainer.sampler = Sampler(
+    trainer.collector.sampler = Sampler(
         decoding=Sampling(max_new_tokens=20, temperature=0.9), end_ids=ends, pad_id=len(toy.WORDS) + 1
     )
-    lengths = int(trainer.sample(trainer.next_prompts()).lengths.max())
+    lengths = int(toy.next_rollout(trainer).lengths.max())
     metrics = [trainer.step().reduce(collectives.all_sum, collectives.all_max) for _ in range(2)]
     return {"longest": collectives.gather_objects(lengths), "metrics": metrics}
 
@@ -75,12 +75,12 @@ def gathers_of_a_rollout(toy: ModuleType, calls: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for new_tokens in (2, 12):
         trainer = toy.policy_gradient(engine=ENGINES["zero3"], new_tokens=new_tokens)
-        prompts = trainer.next_prompts()
+        prompts = trainer.collector.prompts(trainer.state.drawn)
         calls.clear()
-        rollout = trainer.sample(prompts)
+        rollout = trainer.collector.sample(prompts)
         found[f"{new_tokens} tokens"] = len(calls)
         calls.clear()
-        trainer.measure(rollout, torch.zeros(len(rollout)))
+        trainer.measure(toy.scored(rollout))
         found[f"scoring {new_tokens}"] = len(calls)
     found["parameters"] = len(list(trainer.models.actor.module.parameters()))
     return found

@@ -113,9 +113,10 @@ def mean(metrics: Any, name: str) -> float:
 
 
 def experience_of(trainer: Any, rollout: Any = None) -> Any:
-    rollout = trainer.sample(trainer.next_prompts()) if rollout is None else rollout
-    measured = trainer.measure(rollout, trainer.score(rollout, trainer.train))
-    return trainer.estimate(measured, trainer.values(rollout))
+    if rollout is None:
+        rollout = trainer.collector.sample(trainer.collector.prompts(trainer.state.drawn))
+    measured = trainer.measure(trainer.collector.score(rollout, trainer.train))
+    return trainer.estimate(measured, trainer.scorer.values(rollout))
 
 
 # 1. Loss normalisation
@@ -304,7 +305,7 @@ def test_reported_kl_is_above_the_noise_floor(toy: ModuleType) -> None:
         trainer.step()
     rows = torch.arange(10).repeat(40)
     prompts = trainer.train.rows.batch(rows, groups=1000 + torch.arange(400))
-    measured = trainer.measure(trainer.sample(prompts), torch.zeros(400))
+    measured = trainer.measure(toy.scored(trainer.collector.sample(prompts)))
     kl = rollout_metrics.sequence_kl(measured)
     exact = torch.where(measured.rollout.mask, measured.exact_kl, 0.0).sum(1)
     error = float(kl.std()) / 20
@@ -332,8 +333,8 @@ def test_logged_kl_is_the_kl_in_the_objective(toy: ModuleType) -> None:
 @pytest.mark.parametrize("stage", ["ppo", "rloo", "grpo"])
 def test_scores_survive_advantage_estimation(toy: ModuleType, stage: str) -> None:
     trainer = build(toy, stage)
-    rollout = trainer.sample(trainer.next_prompts())
-    scores = trainer.score(rollout, trainer.train)
+    rollout = trainer.collector.sample(trainer.collector.prompts(trainer.state.drawn))
+    scores = trainer.collector.score(rollout, trainer.train).scores
     expected = toy.count_a([], trainer.train.texts.responses(rollout), [])
     metrics = trainer.step()
     assert scores.tolist() == expected
@@ -368,7 +369,7 @@ def test_resume_continues_at_the_next_row(toy: ModuleType, stage: str, tmp_path:
         if stage == "supervised":
             return trainer._next_batch().tokens
         if stage == "ppo":
-            return trainer.next_prompts().tokens
+            return trainer.collector.prompts(trainer.state.drawn).tokens
         seen: list[Tensor] = []
         draw = trainer.train.batch
         trainer.train = _Noting(draw, seen)
@@ -412,7 +413,7 @@ def test_kl_coefficient_survives_resume(toy: ModuleType, tmp_path: Path) -> None
 
 def test_resume_restores_every_generator(toy: ModuleType, tmp_path: Path) -> None:
     stopped, resumed = build(toy, "ppo"), build(toy, "ppo")
-    fresh = resumed.sample(resumed.next_prompts())
+    fresh = toy.next_rollout(resumed)
     for _ in range(2):
         stopped.step()
     stopped.save(tmp_path)
@@ -536,7 +537,7 @@ def test_every_sampled_row_reaches_an_update(toy: ModuleType) -> None:
     trainer = toy.policy_gradient(
         toy.rloo(policy_loss=watched, epochs=3, minibatches=2), prompts=7, samples=2, micro_batch=3
     )
-    rollout = trainer.sample(trainer.next_prompts())
+    rollout = trainer.collector.sample(trainer.collector.prompts(trainer.state.drawn))
     trainer.step()
     assert sum(len(mask) for *_, mask, _ in watched.seen) == 3 * 14
     assert sum(int(mask.sum()) for *_, mask, _ in watched.seen) == 3 * int(rollout.mask.sum())
@@ -610,7 +611,7 @@ def test_rollout_row_without_a_token_contributes_nothing(toy: ModuleType) -> Non
         trainer = toy.policy_gradient(
             toy.ppo(epochs=1, minibatches=1), lr=1e-3, critic_lr=1e-3, micro_batch=1
         )
-        rollout = trainer.sample(trainer.next_prompts())
+        rollout = trainer.collector.sample(trainer.collector.prompts(trainer.state.drawn))
         rollout.mask[3] = False
         experience = experience_of(trainer, rollout.rows(kept.nonzero().flatten()))
         trainer.update(experience, rollout_metrics.Metrics())
@@ -624,8 +625,8 @@ def test_rollout_row_without_a_token_contributes_nothing(toy: ModuleType) -> Non
 def test_a_score_of_zero_is_a_score(toy: ModuleType) -> None:
     nothing = FunctionReward(function=lambda prompts, _, __: [0.0] * len(prompts), name="nothing")
     trainer = toy.policy_gradient(toy.ppo(missing_eos_score=-7.0), reward=nothing)
-    rollout = trainer.sample(trainer.next_prompts())
-    measured = trainer.measure(rollout, trainer.score(rollout, trainer.train))
+    rollout = trainer.collector.sample(trainer.collector.prompts(trainer.state.drawn))
+    measured = trainer.measure(trainer.collector.score(rollout, trainer.train))
     assert 0 < int(rollout.ended.sum()) < 8
     assert torch.equal(measured.rewards.sum(1), torch.where(rollout.ended, 0.0, -7.0))
     assert mean(trainer.step(), "reward/score") == 0.0
@@ -659,7 +660,9 @@ def weighted(
 )
 def test_reward_may_be_any_callable(toy: ModuleType, function: Any) -> None:
     trainer = toy.policy_gradient(reward=FunctionReward(function=function, name="length"))
-    texts = trainer.train.texts.responses(trainer.sample(trainer.next_prompts()))
+    texts = trainer.train.texts.responses(
+        trainer.collector.sample(trainer.collector.prompts(trainer.state.drawn))
+    )
     assert mean(trainer.step(), "reward/score") == sum(map(len, texts)) / 8
 
 

@@ -98,7 +98,11 @@ def difference(found: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
 def tokens(run: Run) -> int:
     """Tokens that this rank's rows put into the loss; not of the reward model, which has none."""
     trainer = build(run)
-    batch = _rows(trainer) if run.stage == "sft" else trainer.sample(trainer.next_prompts())
+    batch = (
+        _rows(trainer)
+        if run.stage == "sft"
+        else trainer.collector.sample(trainer.collector.prompts(trainer.state.drawn))
+    )
     return int(batch.mask.sum())
 
 
@@ -251,10 +255,11 @@ def _pruned(rollout: Rollout, data: str) -> Rollout:
 
 
 def _change_rollout(trainer: Any, run: Run) -> None:
-    next_prompts, sample = trainer.next_prompts, trainer.sample
+    collector = trainer.collector
+    next_prompts, sample = collector.prompts, collector.sample
 
-    def prompts() -> Any:
-        batch = next_prompts()
+    def prompts(*wanted: Any) -> Any:
+        batch = next_prompts(*wanted)
         if run.change == "order":
             return batch.rows(torch.arange(len(batch)).flip(0))
         if run.change == "padding":
@@ -269,7 +274,7 @@ def _change_rollout(trainer: Any, run: Run) -> None:
             found = replace(found, tokens=pad(found.tokens, (0, EXTRA), value=toy.PAD), **wider)
         return found
 
-    trainer.next_prompts, trainer.sample = prompts, rollout
+    collector.prompts, collector.sample = prompts, rollout
 
 
 class _Changed:
@@ -363,10 +368,10 @@ def _mean_of_pairs(pair_loss: Callable[..., Tensor], pieces: int) -> Callable[..
 def _make_update_wrong(trainer: Any, fault: str) -> None:
     update, aggregation = trainer.update, trainer.algorithm.aggregation
 
-    def wrong(minibatch: Experience, *others: Any, **options: Any) -> None:
+    def wrong(minibatch: Experience, *others: Any, **options: Any) -> float:
         pieces = _pieces(minibatch.rollout.attention_mask.sum(1), trainer.micro_rows, fault)
         trainer.algorithm.aggregation = _MeanOfMeans(aggregation, pieces)
-        update(minibatch, *others, **options)
+        return update(minibatch, *others, **options)
 
     trainer.update = wrong
 

@@ -28,8 +28,9 @@ from rlhf.rewards.reward import ModelReward
 from rlhf.rollout.decoding import Sampling
 from rlhf.rollout.sampler import Sampler
 from rlhf.rollout.texts import RolloutTexts
+from rlhf.trainers.collection import Prompts, Sizes
 from rlhf.trainers.optimizers import AdamW
-from rlhf.trainers.policy_gradient import Models, PolicyGradientTrainer, Prompts, Sizes
+from rlhf.trainers.policy_gradient import Models, PolicyGradientTrainer
 from rlhf.trainers.schedules import Linear, Schedule
 from tests.testbed.tree import Testbed
 

@@ -51,8 +51,8 @@ def test_the_critic_reads_the_state_before_each_token(testbed: Testbed) -> None:
 
 def test_the_reward_model_knows_the_score_of_what_ended_and_nothing_else(testbed: Testbed) -> None:
     trainer = table.trainer(testbed, table.ppo(), updates=1)
-    rollout = trainer.sample(trainer.next_prompts())
-    scores = trainer.score(rollout, trainer.train)
+    rollout = trainer.collector.sample(trainer.collector.prompts(trainer.state.drawn))
+    scores = trainer.collector.score(rollout, trainer.train).scores
     numbers = testbed.index_of(rollout.responses)
     expected = torch.where(rollout.ended, testbed.r[numbers].float(), 99.0)
     assert torch.equal(scores, expected)
@@ -64,8 +64,10 @@ def test_the_sampler_draws_every_outcome_as_often_as_the_policy_says(testbed: Te
     trainer = table.trainer(testbed, table.ppo(), updates=1)
     counts = torch.zeros(341, dtype=torch.float64)
     for rollout in range(20):
-        trainer.state.rollouts = rollout
-        drawn = testbed.index_of(trainer.sample(trainer.next_prompts()).responses)
+        trainer.state.drawn = rollout * table.ROWS // table.GROUP
+        drawn = testbed.index_of(
+            trainer.collector.sample(trainer.collector.prompts(trainer.state.drawn)).responses
+        )
         counts += drawn.bincount(minlength=341)
     expected = 5120 * testbed.log_ref.exp()
     often = expected >= 5

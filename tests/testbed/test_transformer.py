@@ -27,8 +27,9 @@ from rlhf.models.scalar import ScalarModel
 from rlhf.rollout.decoding import Sampling
 from rlhf.rollout.sampler import Sampler
 from rlhf.rollout.texts import RolloutTexts
+from rlhf.trainers.collection import Prompts, Sizes
 from rlhf.trainers.optimizers import AdamW
-from rlhf.trainers.policy_gradient import Models, PolicyGradientTrainer, Prompts, Sizes
+from rlhf.trainers.policy_gradient import Models, PolicyGradientTrainer
 from rlhf.trainers.schedules import Linear
 from tests.testbed import table
 

@@ -37,6 +37,8 @@ def engines(trainer: Any) -> tuple[Any, ...]:
 
 def skipping(trainer: Any) -> Any:
     trainer.faults = Faults(NonFinite.skip)
+    if hasattr(trainer, "collector"):
+        trainer.collector.faults = trainer.faults
     return trainer
 
 
@@ -63,7 +65,9 @@ def test_a_bad_weight_of_the_policy_is_named_by_the_tokens_it_spoils(toy: Module
     trainer = toy.policy_gradient()
     trainer.step()
     poison_weight(trainer.models.actor.module, bad)
-    prompt = trainer.train.texts.prompts(trainer.sample(trainer.next_prompts()))[0]
+    prompt = trainer.train.texts.prompts(
+        trainer.collector.sample(trainer.collector.prompts(trainer.state.drawn))
+    )[0]
     message = (
         rf"^rollout 2: the sampler's log-prob of token 0 of the response to prompt '{prompt}' \(row \d\)"
     )
@@ -103,7 +107,9 @@ def test_a_bad_score_is_named(toy: ModuleType, bad: float) -> None:
 
     for reward in (FunctionReward(function=broken, name="broken"), Model()):
         trainer = toy.policy_gradient(reward=reward)
-        prompt = trainer.train.texts.prompts(trainer.sample(trainer.next_prompts()))[5]
+        prompt = trainer.train.texts.prompts(
+            trainer.collector.sample(trainer.collector.prompts(trainer.state.drawn))
+        )[5]
         with pytest.raises(FloatingPointError, match=rf"rollout 1: .*{prompt}.*") as caught:
             trainer.step()
         assert str(bad) in str(caught.value)
@@ -439,8 +445,8 @@ def two_policy_gradient(toy: Any) -> dict[str, Any]:
     found["names"] = set(trainer.step().pairs)
     measure = trainer.measure
 
-    def off(rollout: Any, scores: Any) -> Any:
-        measured = measure(rollout, scores)
+    def off(scored: Any) -> Any:
+        measured = measure(scored)
         measured.old_logprobs[0, 0] -= 0.01 * rank()
         return measured
 

@@ -56,7 +56,7 @@ def test_the_ledger_compares_the_tokens_of_the_first_minibatch_before_anything_h
     toy: ModuleType,
 ) -> None:
     trainer = toy.policy_gradient(toy.ppo(epochs=3, minibatches=2), prompts=8, lr=0.1)
-    rollout = trainer.sample(trainer.next_prompts())
+    rollout = trainer.collector.sample(trainer.collector.prompts(trainer.state.drawn))
     metrics = trainer.step()
     assert 0 < metrics.pairs["ledger/update_gap_mean"][1] < int(rollout.mask.sum())
     assert mean(metrics, "actor/kl_old") > 1e-3  # later minibatches are far off
@@ -67,11 +67,11 @@ def test_a_log_prob_that_is_not_the_scored_one_is_named(toy: ModuleType) -> None
     trainer = toy.policy_gradient(toy.ppo(minibatches=1))
     trainer.step()
     measure = trainer.measure
-    rollout = trainer.sample(trainer.next_prompts())
+    rollout = trainer.collector.sample(trainer.collector.prompts(trainer.state.drawn))
     row = int(rollout.lengths.argmax())
 
-    def off(rollout: Any, scores: Any) -> Any:
-        measured = measure(rollout, scores)
+    def off(scored: Any) -> Any:
+        measured = measure(scored)
         measured.old_logprobs[row, 1] -= 0.01
         return measured
 
@@ -87,22 +87,22 @@ def test_a_log_prob_that_is_not_the_scored_one_is_named(toy: ModuleType) -> None
 
 def hotter(trainer: Any, rollout: Any) -> Any:
     """The rollout scored at a temperature 5 % higher."""
-    decoding = trainer.sampler.decoding
-    trainer.sampler.decoding = replace(decoding, temperature=decoding.temperature * 1.05)
-    scored = trainer._by_rows(rollout, trainer._measure)[0]
-    trainer.sampler.decoding = decoding
+    decoding = trainer.collector.sampler.decoding
+    trainer.collector.sampler.decoding = replace(decoding, temperature=decoding.temperature * 1.05)
+    scored = trainer.scorer.logprobs(rollout).policy
+    trainer.collector.sampler.decoding = decoding
     return scored
 
 
 def shifted(trainer: Any, rollout: Any) -> Any:
     """Log-probs one token late."""
-    return trainer._by_rows(rollout, trainer._measure)[0].roll(1, 1)
+    return trainer.scorer.logprobs(rollout).policy.roll(1, 1)
 
 
 def unmasked(trainer: Any, rollout: Any) -> Any:
     """Left padding attended to."""
     rollout = replace(rollout, prompt_mask=torch.ones_like(rollout.prompt_mask))
-    return trainer._by_rows(rollout, trainer._measure)[0]
+    return trainer.scorer.logprobs(rollout).policy
 
 
 # In bfloat16 5 % of a temperature is within rounding.
@@ -114,8 +114,8 @@ def test_every_usual_mistake_is_beyond_rounding(toy: ModuleType, mistake: Any, h
     trainer = toy.policy_gradient(prompts=12, engine=BFloat16() if half else Plain())
     measure = trainer.measure
 
-    def wrong(rollout: Any, scores: Any) -> Any:
-        measured = measure(rollout, scores)
+    def wrong(scored: Any) -> Any:
+        measured, rollout = measure(scored), scored.rollout
         with torch.no_grad():
             measured.old_logprobs = torch.where(rollout.mask, mistake(trainer, rollout), 0.0)
         return measured

@@ -23,13 +23,13 @@ def mean(metrics: Any, name: str) -> float:
 
 
 def rollout_of(trainer: Any) -> Any:
-    return trainer.sample(trainer.next_prompts())
+    return trainer.collector.sample(trainer.collector.prompts(trainer.state.drawn))
 
 
 def experience_of(trainer: Any) -> Any:
     rollout = rollout_of(trainer)
-    measured = trainer.measure(rollout, trainer.score(rollout, trainer.train))
-    return trainer.estimate(measured, trainer.values(rollout))
+    measured = trainer.measure(trainer.collector.score(rollout, trainer.train))
+    return trainer.estimate(measured, trainer.scorer.values(rollout))
 
 
 def trained(trainer: Any, steps: int) -> list[Any]:
@@ -177,7 +177,7 @@ def test_kl_to_a_reference_that_equals_the_actor_is_exactly_0(toy: ModuleType) -
 def test_exact_kl_is_summed_over_the_vocabulary_at_the_sampling_temperature(toy: ModuleType) -> None:
     trainer = toy.policy_gradient(reference=toy.actor("reference"), temperature=0.7)
     rollout = rollout_of(trainer)
-    measured = trainer.measure(rollout, torch.zeros(8))
+    measured = trainer.measure(toy.scored(rollout))
     row, t = 2, 1
     seen = rollout.tokens[row][rollout.attention_mask[row]][: int(rollout.prompt_mask[row].sum()) + t]
     policies = [
@@ -204,7 +204,7 @@ def test_token_rewards_sum_to_the_score_minus_the_kl(toy: ModuleType) -> None:
     trainer = toy.policy_gradient(reference=toy.actor("reference"))
     rollout = rollout_of(trainer)
     scores = torch.arange(8.0)
-    measured = trainer.measure(rollout, scores)
+    measured = trainer.measure(toy.scored(rollout, scores))
     k1 = torch.where(rollout.mask, measured.old_logprobs - measured.ref_logprobs, 0.0).sum(1)
     expected = torch.where(rollout.ended, scores, -1.0) - 0.1 * k1
     assert 0 < int(rollout.ended.sum()) < 8
@@ -304,7 +304,7 @@ def test_prompts_are_drawn_in_order_and_groups_numbered_on(toy: ModuleType) -> N
     trainer = toy.policy_gradient(toy.rloo(), prompts=5, samples=2)
     drawn = []
     for rollout in range(2):  # of the 10 prompts
-        batch = trainer.next_prompts()
+        batch = trainer.collector.prompts(trainer.state.drawn)
         assert torch.equal(batch.group, torch.arange(5 * rollout, 5 * rollout + 5).repeat_interleave(2))
         assert torch.equal(batch.index[::2], batch.index[1::2])
         drawn += batch.index[::2].tolist()
@@ -314,9 +314,9 @@ def test_prompts_are_drawn_in_order_and_groups_numbered_on(toy: ModuleType) -> N
 
 def test_responses_do_not_depend_on_the_batch(toy: ModuleType) -> None:
     trainer = toy.policy_gradient(toy.rloo(), samples=2)
-    prompts = trainer.next_prompts()
-    whole = trainer.sample(prompts)
-    pair = trainer.sample(prompts.rows(torch.tensor([6, 7])))
+    prompts = trainer.collector.prompts(trainer.state.drawn)
+    whole = trainer.collector.sample(prompts)
+    pair = trainer.collector.sample(prompts.rows(torch.tensor([6, 7])))
     for few, many in zip(range(2), (6, 7), strict=True):
         assert (
             pair.responses[few][pair.mask[few]].tolist() == whole.responses[many][whole.mask[many]].tolist()
@@ -449,7 +449,7 @@ def test_samples_show_the_first_rows_with_score_and_kl(toy: ModuleType) -> None:
     trainer = toy.policy_gradient(toy.ppo(kl=KLInReward(coef=0.1)), reference=toy.actor("reference"))
     rollout = rollout_of(trainer)
     texts = trainer.train.texts
-    scores = trainer.score(rollout, trainer.train)
+    scores = trainer.collector.score(rollout, trainer.train).scores
     trainer.step()
     shown = trainer.samples()
     assert [row["prompt"] for row in shown] == texts.prompts(rollout)[:4]

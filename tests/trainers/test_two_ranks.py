@@ -79,7 +79,7 @@ def work(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         f"{stage} {name}": first_step(build(toy, stage, ENGINES[name])) for stage, name in CASES
     }
-    prompts = build(toy, "ppo", Plain()).next_prompts()
+    prompts = toy.next_prompts(build(toy, "ppo", Plain()))
     found["group"], found["index"] = prompts.group, prompts.index
     for name in ("plain", "zero3"):
         found[f"resumed {name}"] = resumed(toy, ENGINES[name], folder / name)
@@ -138,7 +138,7 @@ def test_two_ranks_report_what_one_does(
 
 
 def test_ranks_share_the_prompts_and_split_no_group(found: list[Any], toy: ModuleType) -> None:
-    whole = build(toy, "ppo", Plain()).next_prompts()
+    whole = toy.next_prompts(build(toy, "ppo", Plain()))
     assert torch.equal(found[0]["group"], whole.group[0::2])
     assert torch.equal(found[1]["group"], whole.group[1::2])
     assert torch.equal(found[0]["index"], whole.index[0::2])

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from rlhf.algorithms import advantages, aggregation, kl, policy_losses, value_losses
 from rlhf.algorithms.policy_gradient import PolicyGradient
 from rlhf.algorithms.preferences import BradleyTerry
+from rlhf.batch import Rollout
 from rlhf.data.encoding import Encoded
 from rlhf.data.fitting import Report
 from rlhf.data.loaded import PreferenceSet, PromptSet, SupervisedSet
@@ -32,8 +33,9 @@ from rlhf.rewards.reward import FunctionReward, Reward
 from rlhf.rollout.decoding import Sampling
 from rlhf.rollout.sampler import Sampler
 from rlhf.rollout.texts import RolloutTexts
+from rlhf.trainers.collection import Prompts, Scored, Sizes
 from rlhf.trainers.optimizers import AdamW
-from rlhf.trainers.policy_gradient import Models, PolicyGradientTrainer, Prompts, Sizes
+from rlhf.trainers.policy_gradient import Models, PolicyGradientTrainer
 from rlhf.trainers.reward_model import RewardModelTrainer
 from rlhf.trainers.schedules import Linear, Schedule
 from rlhf.trainers.supervised import SupervisedTrainer
@@ -295,6 +297,21 @@ def policy_gradient(
         runtime=place(),
         export=exporter(wrapped),
     )
+
+
+def next_prompts(trainer: PolicyGradientTrainer) -> Any:
+    """This rank's rows of the next rollout, before they are answered."""
+    return trainer.collector.prompts(trainer.state.drawn)
+
+
+def next_rollout(trainer: PolicyGradientTrainer) -> Rollout:
+    """The rollout that the next step will sample."""
+    return trainer.collector.sample(next_prompts(trainer))
+
+
+def scored(rollout: Rollout, scores: Tensor | None = None) -> Scored:
+    """The rollout with these scores, or with none."""
+    return Scored(rollout=rollout, scores=torch.zeros(len(rollout)) if scores is None else scores, parts={})
 
 
 def parameters(*engines: Any) -> dict[str, Tensor]:

@@ -1,0 +1,210 @@
+"""Rollouts: draw prompts, sample responses, have them scored, and replace groups that teach nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rlhf.batch import PromptBatch, Rollout, concatenate
+from rlhf.data.loaded import PromptSet
+from rlhf.data.order import batch_indices, rank_share
+from rlhf.distributed.collectives import all_sum, gather_objects
+from rlhf.distributed.runtime import Runtime
+from rlhf.metrics import Clock
+from rlhf.models.actor import Actor
+from rlhf.ops.baselines import unequal_groups
+from rlhf.rewards.mixture import named_scores, score_names
+from rlhf.rewards.reward import NotFinite, Reward
+from rlhf.rollout.decoding import Greedy
+from rlhf.rollout.noise import row_noise
+from rlhf.rollout.sampler import Sampler
+from rlhf.rollout.texts import RolloutTexts
+from rlhf.trainers.faults import Faults
+
+
+@dataclass(kw_only=True, slots=True)
+class Prompts:
+    """A prompt set, encoded and as text."""
+
+    rows: PromptSet
+    texts: RolloutTexts
+
+
+@dataclass(kw_only=True, slots=True)
+class Sizes:
+    """Rows, counted over all ranks."""
+
+    prompts: int
+    """Prompts of one rollout."""
+    samples: int
+    """Responses sampled for each prompt."""
+    micro_batch: int
+    """Rows of one forward and backward pass."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Scored:
+    """Responses and what the reward says of them."""
+
+    rollout: Rollout
+    scores: Tensor
+    """(B,) what is optimised, as the reward gave it."""
+    parts: dict[str, Tensor]
+    """(B,) each: the parts of a mixture, by name."""
+
+    def rows(self, index: Tensor) -> Scored:
+        """Some of the rows."""
+        return Scored(
+            rollout=self.rollout.rows(index),
+            scores=self.scores[index],
+            parts={name: part[index] for name, part in self.parts.items()},
+        )
+
+    def to(self, device: torch.device) -> Scored:
+        """The same on another device."""
+        return Scored(
+            rollout=self.rollout.to(device),
+            scores=self.scores.to(device),
+            parts={name: part.to(device) for name, part in self.parts.items()},
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class Collected:
+    """What a rollout is learnt from."""
+
+    scored: Scored
+    drawn: int
+    """Prompts drawn for it, over all ranks."""
+    unequal: int
+    """Those of them whose responses had unequal scores."""
+
+
+class Collector:
+    """Makes rollouts. A row's randomness depends on the seed, its prompt's group and its sample alone."""
+
+    def __init__(
+        self,
+        *,
+        sampling_actor: Callable[[], Actor],
+        reward: Reward,
+        sampler: Sampler,
+        prompts: Prompts,
+        sizes: Sizes,
+        draws: int | None,
+        seed: int,
+        runtime: Runtime,
+        faults: Faults,
+    ) -> None:
+        """Take what rollouts are made of.
+
+        Args:
+            sampling_actor: the actor's present weights in a plain module.
+            reward: scores responses.
+            sampler: samples them.
+            prompts: what rollouts are drawn from.
+            sizes: rows over all ranks.
+            draws: times that prompts may be drawn for one rollout, to replace groups of equal scores
+                (numerics D50); None keeps what the first draw gave.
+            seed: of the run.
+            runtime: this rank among the others.
+            faults: receives scores that are not finite.
+        """
+        self.sampling_actor, self.reward, self.sampler = sampling_actor, reward, sampler
+        self.train, self.sizes, self.draws = prompts, sizes, draws
+        self.seed, self.runtime, self.faults = seed, runtime, faults
+
+    def collect(self, first: int, clock: Clock) -> Collected:
+        """The rollout whose first prompt is number ``first`` of the endless sequence of prompts."""
+        wanted, drawn = self.sizes.prompts, self.sizes.prompts
+        found = [self._draw(first, wanted, clock)]
+        unequal = self._unequal(found[0])
+        while self.draws is not None and unequal < wanted and len(found) < self.draws:
+            missing = -(-(wanted - unequal) // self.runtime.world_size) * self.runtime.world_size
+            found.append(self._draw(first + drawn, missing, clock))
+            unequal += self._unequal(found[-1])
+            drawn += missing
+        scored = found[0] if len(found) == 1 else self._chosen(found)
+        return Collected(scored=scored, drawn=drawn, unequal=unequal)
+
+    def prompts(self, first: int, count: int | None = None) -> PromptBatch:
+        """This rank's share of ``count`` prompts from number ``first`` on, each repeated once per sample."""
+        count = self.sizes.prompts if count is None else count
+        index = batch_indices(first, count, len(self.train.rows), self.seed)
+        drawn = first + torch.arange(count)  # the group: a number for each prompt drawn so far
+        rank, ranks = self.runtime.rank, self.runtime.world_size
+        return self.train.rows.batch(
+            rank_share(index, rank, ranks), samples=self.sizes.samples, groups=rank_share(drawn, rank, ranks)
+        )
+
+    def sample(
+        self, prompts: PromptBatch, stream: str = "sampling", *, actor: Actor | None = None
+    ) -> Rollout:
+        """Responses to ``prompts`` from the actor's present weights, or from another ``actor``."""
+        noise = row_noise(prompts.group, self.sampler.max_new_tokens, self.seed, stream)
+        actor = self.sampling_actor() if actor is None else actor
+        return self.sampler.sample(actor, prompts.to(self.runtime.device), noise.to(self.runtime.device))
+
+    def greedy(self, rollout: Rollout) -> Scored:
+        """The most likely response to each prompt of ``rollout``, one row a group."""
+        first = torch.ones_like(rollout.group, dtype=torch.bool)
+        first[1:] = rollout.group[1:] != rollout.group[:-1]  # the rows of a group stand together
+        prompts, length = rollout.prompts.rows(first), self.sampler.max_new_tokens
+        sampler = replace(self.sampler, decoding=Greedy(max_new_tokens=length))
+        noise = torch.zeros(len(prompts), length, dtype=torch.float64, device=prompts.tokens.device)
+        return self.score(sampler.sample(self.sampling_actor(), prompts, noise), self.train)
+
+    def score(self, rollout: Rollout, prompts: Prompts) -> Scored:
+        """The reward of each response; what is not finite is noted, and 0."""
+        try:
+            scores = named_scores(self.reward, rollout, prompts.texts)
+        except NotFinite as error:
+            self.faults.note(str(error))
+            nothing = torch.zeros(len(rollout), device=rollout.tokens.device)
+            scores = dict.fromkeys(score_names(self.reward), nothing)
+        total = scores.pop("score")
+        return Scored(rollout=rollout, scores=total, parts=scores)
+
+    def _draw(self, first: int, count: int, clock: Clock) -> Scored:
+        with clock.phase("sample"):
+            rollout = self.sample(self.prompts(first, count))
+        with clock.phase("score"):
+            return self.score(rollout, self.train)
+
+    def _unequal(self, scored: Scored) -> int:
+        """Groups of all ranks whose scores are not all equal."""
+        groups = scored.rollout.group[_unequal_rows(scored)].unique()
+        return int(all_sum(torch.tensor(len(groups))))
+
+    def _chosen(self, found: Sequence[Scored]) -> Scored:
+        """This rank's share of the first groups with unequal scores of all ranks, then of the others.
+
+        Every rank sees all rows: what is chosen does not depend on how many ranks there are.
+        """
+        ranks = gather_objects([scored.to(torch.device("cpu")) for scored in found])
+        everything = joined([scored for rank in ranks for scored in rank])
+        group, unequal = everything.rollout.group, _unequal_rows(everything)
+        numbers = group.unique()  # in the order in which they were drawn
+        teaching = torch.isin(numbers, group[unequal])
+        chosen = torch.cat([numbers[teaching], numbers[~teaching]])[: self.sizes.prompts].sort().values
+        own = rank_share(chosen, self.runtime.rank, self.runtime.world_size)
+        rows = torch.cat([(group == number).nonzero().squeeze(1) for number in own])
+        return everything.rows(rows).to(self.runtime.device)
+
+
+def joined(found: Sequence[Scored]) -> Scored:
+    """All rows, padded to one width."""
+    prompt = max(scored.rollout.prompt_mask.shape[1] for scored in found)
+    response = max(scored.rollout.mask.shape[1] for scored in found)
+    return Scored(
+        rollout=concatenate([scored.rollout.widened(prompt, response) for scored in found]),
+        scores=torch.cat([scored.scores for scored in found]),
+        parts={name: torch.cat([scored.parts[name] for scored in found]) for name in found[0].parts},
+    )
+
+
+def _unequal_rows(scored: Scored) -> Tensor:
+    return unequal_groups(scored.scores, scored.rollout.group, scored.rollout.mask.any(1))

@@ -1,0 +1,65 @@
+"""PPO-ptx: texts whose likelihood is kept up while the policy learns (Ouyang et al. 2022, appendix C.4)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from rlhf.algorithms.aggregation import TokenMean
+from rlhf.data.loaded import SupervisedSet
+from rlhf.data.order import batch_indices, rank_share
+from rlhf.distributed.collectives import all_sum
+from rlhf.distributed.engine import Engine
+from rlhf.distributed.runtime import Runtime
+from rlhf.metrics import Metrics
+from rlhf.trainers.faults import Faults, numbered
+from rlhf.trainers.micro_batches import by_length, exact_div
+from rlhf.trainers.supervised import negative_logprobs
+
+
+class Pretraining:
+    """Adds γ·∇E[−log π] of the next texts to the gradient of an optimiser step (numerics D45)."""
+
+    def __init__(
+        self, *, rows: SupervisedSet, batch_size: int, micro_rows: int, seed: int, runtime: Runtime
+    ) -> None:
+        """Take the texts.
+
+        Args:
+            rows: encoded texts and which of their tokens count.
+            batch_size: texts of one optimiser step, over all ranks.
+            micro_rows: texts of one forward pass on this rank.
+            seed: of their order.
+            runtime: this rank among the others.
+
+        Raises:
+            ValueError: the ranks would get unequal numbers of texts.
+        """
+        exact_div(batch_size, runtime.world_size, "pretraining.batch_size", "ranks")
+        self._rows, self._batch_size, self._micro_rows = rows, batch_size, micro_rows
+        self._seed, self._runtime = seed, runtime
+
+    def backward(self, engine: Engine, coef: float, step: int, metrics: Metrics, faults: Faults) -> None:
+        """Add the gradient of coef·(mean of −log π over all target tokens of this step's texts).
+
+        Args:
+            engine: around the actor.
+            coef: γ, in advantages per nat.
+            step: optimiser steps before this one; says which texts are next.
+            metrics: receives ``actor/ptx_loss``.
+            faults: receives what is not finite.
+        """
+        index = self._index(step)
+        batch = self._rows.batch(index).to(self._runtime.device)
+        weights = coef * TokenMean()(batch.mask, all_sum)  # (B, L)
+        for rows in by_length(batch.lengths, self._micro_rows):
+            part = batch.rows(rows).trimmed()
+            loss = negative_logprobs(engine, part)  # (b, l)
+            named = numbered(index[rows], "pretraining row")
+            counted = faults.loss("pretraining loss", loss, named, model=engine.name)
+            engine.backward((weights[rows, : loss.shape[1]] * counted).sum())
+            metrics.mean("actor/ptx_loss", loss, part.mask)
+
+    def _index(self, step: int) -> Tensor:
+        first, ranks = step * self._batch_size, self._runtime.world_size
+        index = batch_indices(first, self._batch_size, len(self._rows), self._seed)
+        return rank_share(index, self._runtime.rank, ranks)

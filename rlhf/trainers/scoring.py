@@ -1,0 +1,137 @@
+"""What actor, reference and critic say of a rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf.batch import Rollout
+from rlhf.distributed.engine import Engine
+from rlhf.distributed.engine_config import Inference
+from rlhf.models.scalar import state_values
+from rlhf.ops.logprobs import exact_kl
+from rlhf.rollout.sampler import Sampler
+from rlhf.trainers.micro_batches import by_length
+
+Policy = Callable[..., Any]
+"""An actor or an engine around one: `rlhf.models.actor.Actor.forward`."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Logprobs:
+    """Of the tokens of a rollout, all (B, T), 0 on padding."""
+
+    policy: Tensor
+    entropies: Tensor
+    reference: Tensor | None
+    """None without a reference."""
+    exact_kl: Tensor | None
+    """KL to the reference over the whole vocabulary, nats; None where it is not wanted."""
+
+
+class Scorer:
+    """Forward passes over a rollout, in micro-batches of rows of like length."""
+
+    def __init__(
+        self,
+        *,
+        actor: Engine,
+        critic: Engine | None,
+        reference: Inference | None,
+        sampler: Sampler,
+        micro_rows: int,
+        exact_kl: bool,
+    ) -> None:
+        """Take the models.
+
+        Args:
+            actor: the policy that is trained.
+            critic: its value model, where there is one.
+            reference: what the KL is measured to, where there is one.
+            sampler: of the temperature that everything is scored at (numerics D10).
+            micro_rows: rows of one forward pass on this rank.
+            exact_kl: whether `logprobs` measures the KL over the whole vocabulary.
+        """
+        self.actor, self.critic, self.reference, self.sampler = actor, critic, reference, sampler
+        self.micro_rows, self.exact_kl = micro_rows, exact_kl
+
+    @torch.no_grad()
+    def logprobs(self, rollout: Rollout, policy: Policy | None = None) -> Logprobs:
+        """Log-probs of a whole rollout under the actor, or ``policy`` in its place, and the reference."""
+        asked = self.actor if policy is None else policy
+        columns = dict(
+            zip(self._names(), self._by_rows(rollout, lambda part: self._columns(part, asked)), strict=True)
+        )
+        return Logprobs(
+            policy=columns["policy"],
+            entropies=columns["entropies"],
+            reference=columns.get("reference"),
+            exact_kl=columns.get("exact_kl"),
+        )
+
+    def learning(self, part: Rollout, *, exact: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Log-probs, entropies and, where ``exact``, KL to the reference of one micro-batch; with gradient.
+
+        Returns:
+            (b, T) each; the KL is None unless asked for.
+        """
+        output = self.actor(*self._inputs(part), full=exact)
+        if not exact:
+            return output.logprobs, output.entropies, None
+        assert self.reference is not None
+        reference = self.reference(*self._inputs(part), full=True)
+        kl = exact_kl(output.logits, reference.logits, self.sampler.temperature)
+        return output.logprobs, output.entropies, torch.where(part.mask, kl, 0.0)
+
+    @torch.no_grad()
+    def values(self, rollout: Rollout) -> Tensor | None:
+        """(B, T) the critic's values; None without a critic."""
+        if self.critic is None:
+            return None
+        return self._by_rows(rollout, lambda part: (self.learning_values(part),))[0]
+
+    def learning_values(self, part: Rollout) -> Tensor:
+        """(b, T) values of the state before each response token (numerics D9), with gradient."""
+        assert self.critic is not None
+        values = self.critic(part.tokens, part.attention_mask)
+        return state_values(values, part.prompt_mask.shape[1], part.mask)
+
+    def _names(self) -> list[str]:
+        if self.reference is None:
+            return ["policy", "entropies"]
+        return ["policy", "entropies", "reference", *(["exact_kl"] if self.exact_kl else [])]
+
+    def _columns(self, part: Rollout, policy: Policy) -> tuple[Tensor, ...]:
+        """(b, T) each, as `_names` has them."""
+        inputs, exact = self._inputs(part), self.exact_kl and self.reference is not None
+        own = policy(*inputs, full=exact)
+        if self.reference is None:
+            return own.logprobs, own.entropies
+        reference = self.reference(*inputs, full=exact)
+        known = (own.logprobs, own.entropies, reference.logprobs)
+        if not exact:
+            return known
+        kl = exact_kl(own.logits, reference.logits, self.sampler.temperature)
+        return *known, torch.where(part.mask, kl, 0.0)
+
+    def _inputs(self, part: Rollout) -> tuple[Tensor, Tensor, int, float]:
+        return part.tokens, part.attention_mask, part.prompt_mask.shape[1], self.sampler.temperature
+
+    def _by_rows(
+        self, rollout: Rollout, measure: Callable[[Rollout], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """(B, T) each: what ``measure`` says of every row, 0 on padding.
+
+        Rows of like length share a forward pass, so that little of it is padding.
+        """
+        columns: tuple[Tensor, ...] = ()
+        for rows in by_length(rollout.attention_mask.sum(1), self.micro_rows):
+            measured = measure(rollout.rows(rows).trimmed())
+            columns = columns or tuple(torch.zeros_like(rollout.sampler_logprobs) for _ in measured)
+            for column, part in zip(columns, measured, strict=True):
+                column[rows, : part.shape[1]] = part
+        return columns
