@@ -44,6 +44,7 @@ COMPANIONS = {
         f"algorithm/advantage={name}": NO_CRITIC + GROUPS
         for name in ("leave_one_out", "group_relative", "whitened_group_deviation")
     },
+    "algorithm=ppo_ptx": ("pretraining.data.path=texts",),
     "reward=mixture": ("+reward@reward.parts.right=exact_match", "+reward.weights.right=1.0"),
 }
 """What a choice cannot do without."""

@@ -26,9 +26,10 @@ config.register({"rl": config.RL})
 
 
 def built(*overrides: str) -> config.RL:
-    raw = compose("rl", overrides)
+    texts = ("pretraining.data.path=texts",) if "algorithm=ppo_ptx" in overrides else ()
+    raw = compose("rl", [*overrides, *texts])
     for key in OmegaConf.missing_keys(raw):
-        OmegaConf.update(raw, key, "somewhere")
+        OmegaConf.update(raw, key, "1")
     return config.build(raw, config.RL)
 
 
@@ -124,6 +125,53 @@ def test_no_kl_is_charged_but_k1_and_none_descended_but_k2_k3_and_the_exact_one(
     assert charged in (0.0, 3.0)
     assert any(descended == pytest.approx(loss) for loss in (0.0, 4.5, math.exp(-3) + 2, 1.0))
     assert (charged > 0) + (descended > 0) == (name != "none")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("measure_kl=false",),
+            "measure_kl must be true for KLInReward, which reads the reference, got false",
+        ),
+        (
+            ("algorithm/kl=none", "measure_kl=false", "reference=runs/x"),
+            "reference must be null where measure_kl is false, got runs/x",
+        ),
+        (
+            ("algorithm.dynamic_sampling=3",),
+            "rollout.samples must be at least 2 for algorithm.dynamic_sampling, which compares the scores of "
+            "the responses to one prompt, got 1",
+        ),
+        (
+            ("algorithm.dynamic_sampling=0",),
+            "PolicyGradient.dynamic_sampling must be at least 1 or null, got 0",
+        ),
+        (
+            ("algorithm.ptx_coef=0.5",),
+            "pretraining.data.path must be given for algorithm.ptx_coef=0.5, got null",
+        ),
+        (
+            ("pretraining.data.path=texts",),
+            "algorithm.ptx_coef must be positive for pretraining.data.path=texts, got 0",
+        ),
+        (("algorithm.ptx_coef=-1",), "PolicyGradient.ptx_coef must not be negative, got -1.0"),
+        (
+            ("actor.ema_decay=1",),
+            "ActorConfig.ema_decay must be at least 0 and below 1, or null, got 1.0",
+        ),
+    ],
+)
+def test_choices_that_do_not_fit_are_refused_when_composed(overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        built(*overrides)
+
+
+def test_ppo_ptx_asks_for_its_texts() -> None:
+    with pytest.raises(
+        ValueError, match=r"^pretraining.data.path must be given for algorithm.ptx_coef=1.0, got"
+    ):
+        config.build(compose("rl", ["algorithm=ppo_ptx"]), config.RL)
 
 
 # The worked example

@@ -74,7 +74,7 @@ def unequal_groups(scores: Tensor, group: Tensor, counted: Tensor) -> Tensor:
     A group of equal scores has no advantage: it carries no gradient and only dilutes the denominators.
 
     Args:
-        scores: (B,) one number per response, as the reward gave it.
+        scores: (B,) one number per response, as the estimator sees it.
         group: (B,) int64, equal numbers are responses to the same prompt.
         counted: (B,) bool, False for a row that belongs to no group; its score is not read.
 

@@ -95,6 +95,7 @@ class Collector:
         prompts: Prompts,
         sizes: Sizes,
         draws: int | None,
+        adjusted: Callable[[Tensor, Tensor, Tensor], Tensor],
         seed: int,
         runtime: Runtime,
         faults: Faults,
@@ -109,12 +110,13 @@ class Collector:
             sizes: rows over all ranks.
             draws: times that prompts may be drawn for one rollout, to replace groups of equal scores
                 (numerics D50); None keeps what the first draw gave.
+            adjusted: `rlhf.algorithms.policy_gradient.PolicyGradient.adjusted`; the scores that are compared.
             seed: of the run.
             runtime: this rank among the others.
             faults: receives scores that are not finite.
         """
         self.sampling_actor, self.reward, self.sampler = sampling_actor, reward, sampler
-        self.train, self.sizes, self.draws = prompts, sizes, draws
+        self.train, self.sizes, self.draws, self.adjusted = prompts, sizes, draws, adjusted
         self.seed, self.runtime, self.faults = seed, runtime, faults
 
     def collect(self, first: int, clock: Clock) -> Collected:
@@ -176,8 +178,14 @@ class Collector:
 
     def _unequal(self, scored: Scored) -> int:
         """Groups of all ranks whose scores are not all equal."""
-        groups = scored.rollout.group[_unequal_rows(scored)].unique()
+        groups = scored.rollout.group[self._unequal_rows(scored)].unique()
         return int(all_sum(torch.tensor(len(groups))))
+
+    def _unequal_rows(self, scored: Scored) -> Tensor:
+        """(B,) bool, the rows whose group has an advantage: what it is learnt from is not all equal."""
+        rollout = scored.rollout
+        scores = self.adjusted(scored.scores, rollout.ended, rollout.lengths)
+        return unequal_groups(scores, rollout.group, rollout.mask.any(1))
 
     def _chosen(self, found: Sequence[Scored]) -> Scored:
         """This rank's share of the first groups with unequal scores of all ranks, then of the others.
@@ -186,7 +194,7 @@ class Collector:
         """
         ranks = gather_objects([scored.to(torch.device("cpu")) for scored in found])
         everything = joined([scored for rank in ranks for scored in rank])
-        group, unequal = everything.rollout.group, _unequal_rows(everything)
+        group, unequal = everything.rollout.group, self._unequal_rows(everything)
         numbers = group.unique()  # in the order in which they were drawn
         teaching = torch.isin(numbers, group[unequal])
         chosen = torch.cat([numbers[teaching], numbers[~teaching]])[: self.sizes.prompts].sort().values
@@ -204,7 +212,3 @@ def joined(found: Sequence[Scored]) -> Scored:
         scores=torch.cat([scored.scores for scored in found]),
         parts={name: torch.cat([scored.parts[name] for scored in found]) for name in found[0].parts},
     )
-
-
-def _unequal_rows(scored: Scored) -> Tensor:
-    return unequal_groups(scored.scores, scored.rollout.group, scored.rollout.mask.any(1))

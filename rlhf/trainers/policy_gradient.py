@@ -126,6 +126,7 @@ class PolicyGradientTrainer:
             prompts=train,
             sizes=sizes,
             draws=algorithm.dynamic_sampling,
+            adjusted=algorithm.adjusted,
             seed=seed,
             runtime=runtime,
             faults=self.faults,

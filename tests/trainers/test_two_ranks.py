@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf.algorithms.kl import AdaptiveKLInReward
+from rlhf.algorithms.advantages import WhitenedGroupDeviation
+from rlhf.algorithms.corrections import Masked
+from rlhf.algorithms.kl import AdaptiveKLInReward, ExactKLInLoss
 from rlhf.distributed import checkpoints, collectives
 from rlhf.distributed.engine_config import EngineConfig, Plain, ZeRO
 
@@ -20,7 +22,11 @@ ENGINES: dict[str, EngineConfig] = {
     "zero3": ZeRO(stage=3, persistence_threshold=0),
 }
 STAGES = ("supervised", "reward_model", "ppo", "rloo")
-CASES = [(stage, name) for stage in STAGES for name in ENGINES if (stage, name) != ("rloo", "zero2")]
+CASES = [
+    *[(stage, name) for stage in STAGES for name in ENGINES if (stage, name) != ("rloo", "zero2")],
+    ("everything", "plain"),
+    ("everything", "zero3"),
+]
 LR = 1e-3
 
 
@@ -33,6 +39,27 @@ def build(toy: ModuleType, stage: str, engine: EngineConfig) -> Any:
         held_out = toy.preference_set(7, "held out")
         return toy.reward_model(engine=engine, batch_size=12, micro_batch_size=4, test=held_out, lr=LR)
     once = {"epochs": 1, "minibatches": 1}
+    if stage == "everything":  # that surrounds the loss
+        algorithm = toy.grpo(
+            **once,
+            advantage=WhitenedGroupDeviation(),
+            kl=ExactKLInLoss(),
+            dynamic_sampling=9,
+            entropy_coef=0.1,
+            ptx_coef=0.3,
+            overlong_filter=True,
+            correction=Masked(),
+        )
+        return toy.policy_gradient(
+            algorithm,
+            engine=engine,
+            reference=toy.actor("reference"),
+            samples=3,
+            test=toy.prompt_set(8, "held out"),
+            lr=LR,
+            ema_decay=0.5,
+            pretraining=toy.supervised_set(),
+        )
     kl = AdaptiveKLInReward(target=0.1, horizon=100)
     return toy.policy_gradient(
         getattr(toy, stage)(kl=kl, **once),
@@ -51,6 +78,8 @@ def first_step(trainer: Any) -> dict[str, Any]:
     metrics.merge(trainer.step())
     finished = metrics.reduce(collectives.all_sum, collectives.all_max)
     states = [engine.state() for engine in engines(trainer)]
+    average = None if not hasattr(trainer, "models") else trainer.models.average
+    states += [] if average is None else [average.module.state_dict() if collectives.is_main() else {}]
     return {
         "metrics": finished,
         "state": states,
@@ -107,7 +136,7 @@ def found(two_ranks: Callable[[str, str], list[Any]]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def alone(toy: ModuleType) -> dict[str, Any]:
-    return {stage: first_step(build(toy, stage, Plain())) for stage in STAGES}
+    return {stage: first_step(build(toy, stage, Plain())) for stage in (*STAGES, "everything")}
 
 
 @pytest.mark.parametrize(("stage", "engine"), CASES)

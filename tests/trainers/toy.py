@@ -23,6 +23,7 @@ from rlhf.data.encoding import Encoded
 from rlhf.data.fitting import Report
 from rlhf.data.loaded import PreferenceSet, PromptSet, SupervisedSet
 from rlhf.distributed import collectives, runtime
+from rlhf.distributed.averaging import WeightAverage
 from rlhf.distributed.engine_config import EngineConfig, Plain
 from rlhf.distributed.gathering import is_sharded, refresh
 from rlhf.models.actor import Actor
@@ -36,6 +37,7 @@ from rlhf.rollout.texts import RolloutTexts
 from rlhf.trainers.collection import Prompts, Scored, Sizes
 from rlhf.trainers.optimizers import AdamW
 from rlhf.trainers.policy_gradient import Models, PolicyGradientTrainer
+from rlhf.trainers.pretraining import Pretraining
 from rlhf.trainers.reward_model import RewardModelTrainer
 from rlhf.trainers.schedules import Linear, Schedule
 from rlhf.trainers.supervised import SupervisedTrainer
@@ -254,12 +256,18 @@ def policy_gradient(
     lr: float = 1e-2,
     critic_lr: float = 1e-2,
     gradient_checkpointing: bool = False,
+    measure_kl: bool = True,
+    ema_decay: float | None = None,
+    pretraining: SupervisedSet | None = None,
 ) -> PolicyGradientTrainer:
     algorithm = algorithm or ppo()
     engine = engine or Plain()
     policy = actor("actor", source, gradient_checkpointing=gradient_checkpointing)
-    frozen = engine.inference(copy.deepcopy(policy) if reference is None else reference, "reference")
+    frozen = None
+    if measure_kl:
+        frozen = engine.inference(copy.deepcopy(policy) if reference is None else reference, "reference")
     plain = copy.deepcopy(policy)
+    average = None if ema_decay is None else WeightAverage(copy.deepcopy(policy), ema_decay)
     critic = None
     if algorithm.value_loss is not None:
         module = scalar("critic", source, gradient_checkpointing=gradient_checkpointing)
@@ -282,6 +290,7 @@ def policy_gradient(
             reference=frozen,
             reward=reward or FunctionReward(function=count_a, name="count_a"),
             sampling_actor=sampling_actor,
+            average=average,
         ),
         algorithm=algorithm,
         sampler=Sampler(
@@ -296,7 +305,14 @@ def policy_gradient(
         seed=seed,
         runtime=place(),
         export=exporter(wrapped),
+        pretraining=None if pretraining is None else texts_of(pretraining, micro_batch),
     )
+
+
+def texts_of(rows: SupervisedSet, micro_batch: int) -> Pretraining:
+    """Four texts of pretraining a step."""
+    ranks = collectives.world_size()
+    return Pretraining(rows=rows, batch_size=4, micro_rows=micro_batch // ranks, seed=0, runtime=place())
 
 
 def next_prompts(trainer: PolicyGradientTrainer) -> Any:
