@@ -29,7 +29,7 @@ class AdvantageEstimator(ABC):
 
     needs_critic: ClassVar[bool]  # reads the values of a critic
     needs_groups: ClassVar[bool]  # compares several responses to one prompt
-    needs_greedy: ClassVar[bool] = False  # compares with the score of a greedy response to the prompt
+    needs_greedy: ClassVar[bool] = False  # compares with the return of a greedy response to the prompt
 
     @abstractmethod
     def __call__(  # noqa: PLR0917  one argument for each thing that an estimator may read
@@ -49,7 +49,7 @@ class AdvantageEstimator(ABC):
             mask: (B, T) bool.
             group: (B,) int64, equal numbers are responses to the same prompt, all of them on this rank.
             total: sums over ranks.
-            baselines: (B,) what was expected of each response before it was drawn: the score of a greedy
+            baselines: (B,) what was expected of each response before it was drawn: the return of a greedy
                 response to its prompt where ``needs_greedy``, else the running mean of ``next_baseline``.
         """
 
@@ -174,7 +174,11 @@ class MovingAverage(AdvantageEstimator):
 
 @dataclass(kw_only=True, slots=True)
 class GreedyBaseline(AdvantageEstimator):
-    """ReMax: the return minus the score of a greedy response to the prompt (Li et al. 2024; numerics D48)."""
+    """ReMax: the return minus that of a greedy response to the prompt (Li et al. 2024; numerics D48).
+
+    Both returns hold the KL where it is in the reward: at the optimum they are equal, and so is the gradient
+    of every response 0. Against the score alone the advantage there would be a constant that is all noise.
+    """
 
     needs_critic: ClassVar[bool] = False
     needs_groups: ClassVar[bool] = False
@@ -191,7 +195,7 @@ class GreedyBaseline(AdvantageEstimator):
     ) -> Advantages:
         """The same advantage on every token of a response; no returns."""
         if baselines is None:
-            raise ValueError("GreedyBaseline needs the score of a greedy response to each prompt, got None")
+            raise ValueError("GreedyBaseline needs the return of a greedy response to each prompt, got None")
         scores, _ = _response_returns(rewards, mask)
         return _on_tokens(scores - baselines, mask, rewards.dtype)
 

@@ -273,13 +273,16 @@ class AdaptiveKLPenalised(PolicyLoss):
     def next_penalty(self, penalty: float, old_kl: float) -> float:
         """β/2 where the KL was below target/1.5, 2·β where it was above 1.5·target, else β.
 
+        Within a factor of 1024 of ``coef``: a policy that hardly moves for long would leave a β that cannot
+        come back in time.
+
         Args:
             penalty: β, coefficient of this rollout.
             old_kl: mean over tokens, on all ranks, of KL(π_old‖π) at its last update, in nats.
         """
         if old_kl < self.target / 1.5:
-            return penalty / 2
-        return 2 * penalty if old_kl > 1.5 * self.target else penalty
+            return max(penalty / 2, self.coef / 1024)
+        return min(2 * penalty, self.coef * 1024) if old_kl > 1.5 * self.target else penalty
 
     def penalty(self, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, coef: float) -> Tensor:
         """β·((ρ − 1) − log ρ): on samples of π_old, unbiased in value and gradient for KL(π_old‖π)."""

@@ -159,8 +159,9 @@ class PolicyGradientTrainer:
         with clock.phase("logprobs"):
             measured = self.measure(scored)
             values = self.scorer.values(scored.rollout)
+            expected = None if greedy is None else self.measure(greedy)
         with clock.phase("advantages"):
-            experience = self.estimate(measured, values, greedy)
+            experience = self.estimate(measured, values, expected)
             usable = self.usable(measured, experience, metrics)
         if usable:
             with clock.phase("update"):
@@ -205,7 +206,9 @@ class PolicyGradientTrainer:
             exact_kl=found.exact_kl,
         )
 
-    def estimate(self, measured: Measured, values: Tensor | None, greedy: Scored | None = None) -> Experience:
+    def estimate(
+        self, measured: Measured, values: Tensor | None, greedy: Measured | None = None
+    ) -> Experience:
         """Advantages and returns, fixed for all updates of this rollout."""
         rollout = measured.rollout
         estimate = self.algorithm.estimate(
@@ -220,13 +223,13 @@ class PolicyGradientTrainer:
             old_values=values,
         )
 
-    def _baselines(self, rollout: Rollout, greedy: Scored | None) -> Tensor:
-        """(B,) what was expected of each response before it was drawn."""
+    def _baselines(self, rollout: Rollout, greedy: Measured | None) -> Tensor:
+        """(B,) what was expected of each response before it was drawn: a mean, or the greedy one's return."""
         if greedy is None:
             return torch.full((len(rollout),), self.state.baseline, device=rollout.tokens.device)
-        adjusted = self.algorithm.adjusted(greedy.scores, greedy.rollout.ended, greedy.rollout.lengths)
+        returns = torch.where(greedy.rollout.mask, greedy.rewards, 0.0).sum(1)
         same = rollout.group[:, None] == greedy.rollout.group  # (B, groups)
-        return adjusted[same.long().argmax(1)]
+        return returns[same.long().argmax(1)]
 
     def usable(self, measured: Measured, experience: Experience, metrics: Metrics) -> bool:
         """Whether every number of the rollout is finite, on every rank; if not, nothing is learnt from it.

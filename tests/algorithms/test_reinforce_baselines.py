@@ -129,7 +129,7 @@ def test_advantages_keep_the_dtype_of_the_rewards(estimator: AdvantageEstimator,
     ("estimator", "message"),
     [
         (MovingAverage(), "MovingAverage needs the mean return of past rollouts, got None"),
-        (GreedyBaseline(), "GreedyBaseline needs the score of a greedy response to each prompt, got None"),
+        (GreedyBaseline(), "GreedyBaseline needs the return of a greedy response to each prompt, got None"),
     ],
 )
 def test_a_baseline_that_was_not_given_is_refused(estimator, message: str, one_rank) -> None:

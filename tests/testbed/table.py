@@ -189,6 +189,9 @@ def trainer(
     schedule: Schedule | None = None,
     offset: float = 0.0,
     seed: int = 0,
+    lr: float | None = None,
+    rows: int = ROWS,
+    group: int = GROUP,
 ) -> PolicyGradientTrainer:
     """The recipe of numerics 2.4 on the production trainer.
 
@@ -199,9 +202,10 @@ def trainer(
     actor = policy(bed, start)
     values = critic(bed)
     has_critic = algorithm.value_loss is not None
+    lr = (0.03 if has_critic else 0.05) if lr is None else lr
     return PolicyGradientTrainer(
         models=Models(
-            actor=engine.train(actor, AdamW(lr=0.03 if has_critic else 0.05)(actor), "actor"),
+            actor=engine.train(actor, AdamW(lr=lr)(actor), "actor"),
             critic=engine.train(values, AdamW(lr=0.05)(values), "critic") if has_critic else None,
             reference=engine.inference(policy(bed, start), "reference"),
             reward=reward(bed, offset),
@@ -213,9 +217,9 @@ def trainer(
             end_ids=[bed.EOS],
             pad_id=bed.PAD,
         ),
-        train=prompts(ROWS // GROUP),
+        train=prompts(rows // group),
         test=None,
-        sizes=Sizes(prompts=ROWS // GROUP, samples=GROUP, micro_batch=ROWS),
+        sizes=Sizes(prompts=rows // group, samples=group, micro_batch=rows),
         exact_kl=False,
         schedule=schedule or Linear(),
         total=updates,

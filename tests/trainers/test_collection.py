@@ -148,14 +148,16 @@ def test_the_greedy_response_is_the_most_likely_token_at_each_step(toy: ModuleTy
     assert torch.equal(found.responses[found.mask], best[found.mask])
 
 
-def test_an_advantage_is_the_return_minus_the_greedy_score(toy: ModuleType) -> None:
+def test_an_advantage_is_the_return_minus_the_greedy_return(toy: ModuleType) -> None:
     trainer = remax(toy, reference=toy.actor("reference"))
     scored = collected(trainer).scored
     greedy = trainer.collector.greedy(scored.rollout)
-    measured = trainer.measure(scored)
-    advantages = trainer.estimate(measured, None, greedy).advantages
+    measured, other = trainer.measure(scored), trainer.measure(greedy)
+    advantages = trainer.estimate(measured, None, other).advantages
     baseline = torch.where(greedy.rollout.ended, greedy.scores, -1.0)  # missing_eos_score, as of any response
-    expected = measured.rewards.sum(1) - baseline.repeat_interleave(2)
+    k1 = torch.where(greedy.rollout.mask, other.old_logprobs - other.ref_logprobs, 0.0).sum(1)
+    assert k1.abs().max() > 0.1
+    expected = measured.rewards.sum(1) - (baseline - 0.1 * k1).repeat_interleave(2)
     assert expected.unique().numel() > 4
     torch.testing.assert_close(advantages[:, 0], expected)
 
