@@ -104,6 +104,11 @@ def test_a_penalty_without_room_is_refused(values, message) -> None:
         SoftOverlong(**values)
 
 
+def test_the_penalty_may_fall_over_the_whole_limit_even_of_one_token() -> None:
+    assert SoftOverlong(limit=1, buffer=1.0)(torch.tensor([0, 1])).tolist() == [0.0, -1.0]
+    assert SoftOverlong(limit=4, buffer=1.0)(torch.tensor([0, 1, 4])).tolist() == [0.0, -0.25, -1.0]
+
+
 # What is kept out of the loss
 
 MODES = [TokenMean(), SequenceMean(), ConstantLength(length=4)]
@@ -187,7 +192,9 @@ def test_exact_kl_is_added_with_its_gradient() -> None:
 
 
 def test_what_the_loss_reads_must_be_given() -> None:
-    with pytest.raises(ValueError, match="entropy_coef needs the entropies of the actor, got None"):
+    with pytest.raises(
+        ValueError, match=r"^PolicyGradient.entropy_coef needs the entropies of the actor, got None$"
+    ):
         algorithm(entropy_coef=0.1).token_loss(OLD, experience(), 0.0)
     with pytest.raises(ValueError, match="ExactKLInLoss needs the KL over the whole vocabulary, got None"):
         algorithm(kl=ExactKLInLoss()).token_loss(OLD, experience(), 0.1)
@@ -253,8 +260,8 @@ ONCE = {"epochs": 1, "minibatches": 1}
         ({"entropy_coef": -0.1}, "PolicyGradient.entropy_coef must not be negative, got -0.1"),
         ({"critic_warmup": -1}, "PolicyGradient.critic_warmup must not be negative, got -1"),
         (
-            {"critic_warmup": 3, "advantage": MovingAverage()},
-            "PolicyGradient.critic_warmup must be 0 for MovingAverage, which reads no critic, got 3",
+            {"critic_warmup": 1, "advantage": MovingAverage()},
+            "PolicyGradient.critic_warmup must be 0 for MovingAverage, which reads no critic, got 1",
         ),
         (
             {"policy_loss": AdaptiveKLPenalised(), **ONCE},
