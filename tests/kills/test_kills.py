@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -68,3 +69,9 @@ def test_one_unit_in_the_last_place_of_one_weight_is_seen() -> None:
     assert not runs.same(left, {"state": left["state"]})
     assert not runs.same(left, left | {"step": 8})
     assert not runs.same(torch.ones(3), torch.ones(3).double())
+
+
+def test_objects_are_the_same_when_what_they_hold_is() -> None:
+    assert runs.same({"scale": SimpleNamespace(now=1.0)}, {"scale": SimpleNamespace(now=1.0)})
+    assert not runs.same(SimpleNamespace(now=1.0), SimpleNamespace(now=2.0))
+    assert not runs.same(SimpleNamespace(now=torch.ones(1)), SimpleNamespace(now=torch.zeros(1)))
