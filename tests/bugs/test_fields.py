@@ -59,6 +59,8 @@ def within(part: str, fields: dict[str, Any]) -> dict[str, Any]:
 
 GRPO = ["algorithm=grpo", "algorithm.advantage.eps=1e-4"]
 PENALTY = ["algorithm=ppo_penalty"]
+TEXTS = ["pretraining.data.path=rows.jsonl", "pretraining.data.overlong=drop"]
+PTX = [*TEXTS, "pretraining.batch_size=4", "algorithm.ptx_coef=0.5"]
 ADAPTIVE = ["algorithm/kl=in_reward_adaptive"]
 OTHER: dict[str, dict[str, Any]] = {
     "sft": {
@@ -137,6 +139,17 @@ OTHER: dict[str, dict[str, Any]] = {
         "algorithm.entropy_coef": 0.5,
         "algorithm.max_old_kl": 1e-6,
         "algorithm.critic_warmup": 1,
+        "algorithm.dynamic_sampling": 3,
+        "algorithm.ptx_coef": (PTX, 1.0),
+        "pretraining.batch_size": (PTX, 6),
+        "pretraining.data.limit": (PTX, 5),
+        "pretraining.data.max_length": (PTX, 5),
+        "pretraining.data.overlong": ([*PTX, "pretraining.data.max_length=5"], "truncate"),
+        "pretraining.data.prompt_field": (PTX, "other"),
+        "pretraining.data.response_field": (PTX, "rejected"),
+        "pretraining.data.targets": (PTX, "all"),
+        "actor.ema_decay": 0.5,
+        "measure_kl": (["algorithm/kl=none"], False),
     },
 }
 """A value for each field that must show, after what has to be set for it to matter."""
@@ -153,6 +166,7 @@ ELSEWHERE = {
     "cadence.keep_checkpoints": "tests/trainers/test_loop.py",
     "data.path": "a run cannot start without it",
     "prompts.path": "a run cannot start without it",
+    "pretraining.data.path": "ptx_coef and it need each other",
     "prompts.overlong": "refuse is the other value: tests/data/test_fitting.py",
     "test_prompts.overlong": "refuse is the other value: tests/data/test_fitting.py",
     "model.context": "an upper limit: tests/cli/test_bad_inputs.py",
