@@ -12,7 +12,7 @@ from torch import Tensor
 from rlhf.algorithms.advantages import GAE, GroupRelative, MovingAverage, NoBaseline
 from rlhf.algorithms.aggregation import Aggregation, ConstantLength, SequenceMean, TokenMean
 from rlhf.algorithms.corrections import Level, Masked, Truncated
-from rlhf.algorithms.kl import ExactKLInLoss, KLInReward, NoKL
+from rlhf.algorithms.kl import ExactKLInLoss, KLInLoss, KLInReward, NoKL
 from rlhf.algorithms.policy_gradient import PolicyGradient
 from rlhf.algorithms.policy_losses import AdaptiveKLPenalised, Clipped, KLPenalised, Reinforce
 from rlhf.algorithms.shaping import SoftOverlong
@@ -198,6 +198,15 @@ def test_what_the_loss_reads_must_be_given() -> None:
         algorithm(entropy_coef=0.1).token_loss(OLD, experience(), 0.0)
     with pytest.raises(ValueError, match="ExactKLInLoss needs the KL over the whole vocabulary, got None"):
         algorithm(kl=ExactKLInLoss()).token_loss(OLD, experience(), 0.1)
+
+
+def test_a_kl_without_a_reference_is_refused_and_no_kl_needs_none() -> None:
+    scores = torch.tensor([1.0, 2.0, 3.0])
+    message = "^KLInLoss needs the log-probs of a reference, got None$"
+    with pytest.raises(ValueError, match=message):
+        algorithm(kl=KLInLoss()).shape(scores, ENDED, OLD, None, MASK, 0.1)
+    found = algorithm(kl=NoKL()).shape(scores, ENDED, OLD, None, MASK, 0.0)
+    assert torch.equal(found, algorithm(kl=NoKL()).shape(scores, ENDED, OLD, OLD + 1, MASK, 0.0))
 
 
 def test_the_penalty_is_the_components_own_until_the_trainer_steers_it() -> None:
