@@ -16,7 +16,7 @@ cd "$copy"
 nice mutmut run --max-children "${PROCESSES:-$(nproc)}" >mutmut.log 2>&1 || { tail -n 40 mutmut.log; exit 1; }
 mutmut export-cicd-stats >/dev/null
 
-mutmut results | sed -n 's/^ *\(.*\): \(.*\)$/\2 \1/p' | while read -r status name; do
+mutmut results | sed -n 's/^ *\(.*\): \(.*\)$/\1 \2/p' | while read -r name status; do
     printf '\n%s: %s\n' "$status" "$name"
     mutmut show "$name" | grep -E '^[-+] ' || true
 done

@@ -12,7 +12,7 @@ from torch import Tensor
 from rlhf.algorithms.advantages import GAE, GroupRelative, MovingAverage, NoBaseline
 from rlhf.algorithms.aggregation import Aggregation, ConstantLength, SequenceMean, TokenMean
 from rlhf.algorithms.corrections import Level, Masked, Truncated
-from rlhf.algorithms.kl import ExactKLInLoss, KLInReward, NoKL
+from rlhf.algorithms.kl import ExactKLInLoss, KLInLoss, KLInReward, NoKL
 from rlhf.algorithms.policy_gradient import PolicyGradient
 from rlhf.algorithms.policy_losses import AdaptiveKLPenalised, Clipped, KLPenalised, Reinforce
 from rlhf.algorithms.shaping import SoftOverlong
@@ -104,6 +104,11 @@ def test_a_penalty_without_room_is_refused(values, message) -> None:
         SoftOverlong(**values)
 
 
+def test_the_penalty_may_fall_over_the_whole_limit_even_of_one_token() -> None:
+    assert SoftOverlong(limit=1, buffer=1.0)(torch.tensor([0, 1])).tolist() == [0.0, -1.0]
+    assert SoftOverlong(limit=4, buffer=1.0)(torch.tensor([0, 1, 4])).tolist() == [0.0, -0.25, -1.0]
+
+
 # What is kept out of the loss
 
 MODES = [TokenMean(), SequenceMean(), ConstantLength(length=4)]
@@ -187,10 +192,21 @@ def test_exact_kl_is_added_with_its_gradient() -> None:
 
 
 def test_what_the_loss_reads_must_be_given() -> None:
-    with pytest.raises(ValueError, match="entropy_coef needs the entropies of the actor, got None"):
+    with pytest.raises(
+        ValueError, match=r"^PolicyGradient.entropy_coef needs the entropies of the actor, got None$"
+    ):
         algorithm(entropy_coef=0.1).token_loss(OLD, experience(), 0.0)
     with pytest.raises(ValueError, match="ExactKLInLoss needs the KL over the whole vocabulary, got None"):
         algorithm(kl=ExactKLInLoss()).token_loss(OLD, experience(), 0.1)
+
+
+def test_a_kl_without_a_reference_is_refused_and_no_kl_needs_none() -> None:
+    scores = torch.tensor([1.0, 2.0, 3.0])
+    message = "^KLInLoss needs the log-probs of a reference, got None$"
+    with pytest.raises(ValueError, match=message):
+        algorithm(kl=KLInLoss()).shape(scores, ENDED, OLD, None, MASK, 0.1)
+    found = algorithm(kl=NoKL()).shape(scores, ENDED, OLD, None, MASK, 0.0)
+    assert torch.equal(found, algorithm(kl=NoKL()).shape(scores, ENDED, OLD, OLD + 1, MASK, 0.0))
 
 
 def test_the_penalty_is_the_components_own_until_the_trainer_steers_it() -> None:
@@ -253,8 +269,8 @@ ONCE = {"epochs": 1, "minibatches": 1}
         ({"entropy_coef": -0.1}, "PolicyGradient.entropy_coef must not be negative, got -0.1"),
         ({"critic_warmup": -1}, "PolicyGradient.critic_warmup must not be negative, got -1"),
         (
-            {"critic_warmup": 3, "advantage": MovingAverage()},
-            "PolicyGradient.critic_warmup must be 0 for MovingAverage, which reads no critic, got 3",
+            {"critic_warmup": 1, "advantage": MovingAverage()},
+            "PolicyGradient.critic_warmup must be 0 for MovingAverage, which reads no critic, got 1",
         ),
         (
             {"policy_loss": AdaptiveKLPenalised(), **ONCE},

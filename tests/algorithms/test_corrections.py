@@ -52,3 +52,13 @@ def test_a_sampler_that_is_the_scorer_is_weighed_by_one(correction, level: Level
 def test_values_out_of_range_are_refused(component, values, message) -> None:
     with pytest.raises(ValueError, match=message):
         component(**values)
+
+
+@pytest.mark.parametrize(
+    ("component", "values"),
+    [(Truncated, {"cap": 1.0}), (Masked, {"low": 1.0}), (Masked, {"high": 1.0})],
+)
+def test_a_bound_may_be_one(component, values: dict[str, float]) -> None:
+    made = component(**values)
+    assert {name: getattr(made, name) for name in values} == values
+    assert torch.equal(made(OLD, OLD, MASK), MASK.float())

@@ -74,6 +74,17 @@ def test_kl_in_loss_leads_to_the_forward_kl_point_and_not_to_the_tilted_referenc
     assert (found * (found / star).log()).sum().item() == pytest.approx(0.0088, abs=5e-5)
 
 
+def test_three_rounds_with_the_reference_reset_divide_the_coefficient_by_three(testbed) -> None:
+    """E17: each round starts from the optimum of the one before and is held to it."""
+    r, ref = testbed.bandit_r, testbed.bandit_ref
+    found = ref
+    for _ in range(3):
+        found = climb(found, rewarded(r, KLInReward(coef=3.0), found))
+    assert (found - (ref.log() + 3 * r / 3.0).softmax(0)).abs().max() <= 1e-12
+    once = (ref.log() + r / 3.0).softmax(0)  # where a reference that stays leads, in however many rounds
+    assert (found - once).abs().max() > 0.04
+
+
 @pytest.mark.parametrize("kl", [KLInReward(coef=3.0), KLInLoss(coef=3.0)])
 def test_dividing_by_the_standard_deviation_moves_the_fixed_point_as_predicted(testbed, kl) -> None:
     """The score is standardised by the policy's own mean and deviation, the KL is not (GRPO at G → ∞)."""

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from rlhf.algorithms.kl import KL, AdaptiveKLInReward, KLInLoss, KLInReward, NoKL
+from rlhf.algorithms.kl import KL, AdaptiveKLInReward, ExactKLInLoss, K2InLoss, KLInLoss, KLInReward, NoKL
 
 MASK = torch.tensor([[True, True, True], [True, False, False]])
-COMPONENTS = [NoKL(), KLInReward(), AdaptiveKLInReward(), KLInLoss()]
+COMPONENTS = [NoKL(), KLInReward(), AdaptiveKLInReward(), KLInLoss(), K2InLoss(), ExactKLInLoss()]
 
 
 def draws() -> tuple[Tensor, Tensor]:
@@ -47,7 +47,7 @@ def test_no_kl_reads_nothing_and_adds_nothing() -> None:
 
 
 def test_defaults_are_the_published_ones() -> None:
-    assert [kl.initial_coef for kl in COMPONENTS] == [0.0, 0.05, 0.15, 0.04]
+    assert [kl.initial_coef for kl in COMPONENTS] == [0.0, 0.05, 0.15, 0.04, 0.01, 0.01]
     adaptive = AdaptiveKLInReward()
     assert (adaptive.target, adaptive.horizon) == (6.0, 10_000)
 
@@ -92,6 +92,8 @@ def test_fixed_coefficients_stay(kl: KL) -> None:
     [
         (KLInReward, {"coef": -1.0}, "KLInReward.coef must not be negative, got -1.0"),
         (KLInLoss, {"coef": -0.5}, "KLInLoss.coef must not be negative, got -0.5"),
+        (K2InLoss, {"coef": -0.5}, "K2InLoss.coef must not be negative, got -0.5"),
+        (ExactKLInLoss, {"coef": -0.5}, "ExactKLInLoss.coef must not be negative, got -0.5"),
         (AdaptiveKLInReward, {"coef": 0.0}, "AdaptiveKLInReward.coef must be positive, got 0.0"),
         (AdaptiveKLInReward, {"target": 0.0}, "AdaptiveKLInReward.target must be positive, got 0.0"),
         (AdaptiveKLInReward, {"horizon": 0}, "AdaptiveKLInReward.horizon must be positive, got 0"),
@@ -102,8 +104,22 @@ def test_values_out_of_range_are_refused(component, values, message) -> None:
         component(**values)
 
 
-def test_a_coefficient_of_zero_is_a_coefficient() -> None:
-    assert (KLInReward(coef=0.0).initial_coef, KLInLoss(coef=0.0).initial_coef) == (0.0, 0.0)
+@pytest.mark.parametrize("component", [KLInReward, KLInLoss, K2InLoss, ExactKLInLoss])
+def test_a_coefficient_of_zero_is_a_coefficient(component) -> None:
+    assert component(coef=0.0).initial_coef == 0.0
+
+
+@pytest.mark.parametrize("kl", [KLInLoss(), K2InLoss()])
+def test_padding_adds_nothing_to_the_loss(kl: KL) -> None:
+    logprobs, ref = draws()
+    assert kl.loss(logprobs, ref, MASK, 0.5)[~MASK].eq(0).all()
+    assert kl.loss(logprobs, ref, MASK, 0.5)[MASK].ne(0).all()
+
+
+def test_the_exact_kl_enters_the_loss_of_its_own_component_alone() -> None:
+    exact = torch.where(MASK, 2.0, math.nan)
+    assert torch.equal(ExactKLInLoss().exact_loss(exact, MASK, 0.25), torch.where(MASK, 0.5, 0.0))
+    assert torch.equal(KLInLoss().exact_loss(exact, MASK, 0.25), torch.zeros(MASK.shape))
 
 
 @pytest.mark.parametrize("kl", COMPONENTS)

@@ -44,6 +44,16 @@ def test_clipped_weight_has_no_lower_bound_unless_told() -> None:
     assert not ClippedWeight().clipped(tiny, OLD, UP).any()
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.0, 4.0), (1.0, 0.0)])
+def test_a_weight_on_its_bound_is_not_clipped(low: float, high: float) -> None:
+    loss = ClippedWeight(clip_low=low, clip_high=high)
+    assert not loss.clipped(OLD, OLD, UP).any()
+
+
+def test_a_weight_above_its_upper_bound_is_clipped() -> None:
+    assert ClippedWeight(clip_high=0.2).clipped(NEW, OLD, UP).tolist() == [[False, False, True, True]]
+
+
 # Three responses whose mean log-ratios are +0.02, −0.02 and 0.02 again, the last one shorter
 ROWS = torch.tensor([[True, True, True], [True, True, True], [True, False, False]])
 BEFORE = torch.zeros(3, 3)
@@ -55,6 +65,13 @@ def test_a_whole_response_is_clipped_or_none_of_it() -> None:
     up, down = torch.ones(3, 3), -torch.ones(3, 3)
     assert SEQUENCE.clipped(AFTER, BEFORE, up, ROWS)[ROWS].tolist() == [True] * 3 + [False] * 3 + [True]
     assert SEQUENCE.clipped(AFTER, BEFORE, down, ROWS)[ROWS].tolist() == [False] * 3 + [True] * 3 + [False]
+
+
+def test_without_a_mask_every_token_is_real() -> None:
+    up, real = torch.ones(3, 3), torch.ones(3, 3).bool()
+    found = SEQUENCE.clipped(AFTER, BEFORE, up)
+    assert found.tolist() == [[True] * 3, [False] * 3, [True] * 3]
+    assert torch.equal(found, SEQUENCE.clipped(AFTER, BEFORE, up, real))
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -108,6 +125,11 @@ def test_the_adaptive_penalty_doubles_and_halves_outside_its_band() -> None:
     assert KLPenalised().next_penalty(8.0, 1.0) == 8.0
 
 
+@pytest.mark.parametrize("kl", [0.75 / 1.5, 1.5 * 0.75])
+def test_the_adaptive_penalty_stays_on_the_edge_of_its_band(kl: float) -> None:
+    assert AdaptiveKLPenalised(target=0.75).next_penalty(8.0, kl) == 8.0
+
+
 @pytest.mark.parametrize("poison", [math.nan, 1e9, -1e9])
 @pytest.mark.parametrize(
     "loss", [Clipped(dual_clip=2.0), SequenceClipped(), ClippedWeight(), KLPenalised(), AdaptiveKLPenalised()]
@@ -134,6 +156,7 @@ def test_padding_never_reaches_loss_penalty_or_gradient(loss, poison: float) -> 
         (Clipped, {"dual_clip": math.nan}, "Clipped.dual_clip must be above 1 + clip_high (1.2), got nan"),
         (SequenceClipped, {"clip_low": 2.0}, "SequenceClipped.clip_low must be from 0 to 1, got 2.0"),
         (SequenceClipped, {"clip_high": -1.0}, "SequenceClipped.clip_high must not be negative, got -1.0"),
+        (ClippedWeight, {"clip_low": 1.1}, "ClippedWeight.clip_low must be from 0 to 1, got 1.1"),
         (ClippedWeight, {"clip_low": -0.1}, "ClippedWeight.clip_low must be from 0 to 1, got -0.1"),
         (ClippedWeight, {"clip_high": -0.1}, "ClippedWeight.clip_high must not be negative, got -0.1"),
         (KLPenalised, {"coef": 0.0}, "KLPenalised.coef must be positive, got 0.0"),
@@ -144,3 +167,20 @@ def test_padding_never_reaches_loss_penalty_or_gradient(loss, poison: float) -> 
 def test_values_out_of_range_are_refused(component, values, message) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         component(**values)
+
+
+@pytest.mark.parametrize(
+    ("component", "values"),
+    [
+        (Clipped, {"dual_clip": 1.3}),
+        (SequenceClipped, {"clip_low": 0.0}),
+        (SequenceClipped, {"clip_low": 1.0}),
+        (SequenceClipped, {"clip_high": 0.0}),
+        (ClippedWeight, {"clip_low": 0.0}),
+        (ClippedWeight, {"clip_low": 1.0}),
+        (ClippedWeight, {"clip_high": 0.0}),
+    ],
+)
+def test_a_bound_may_lie_on_its_limit(component, values: dict[str, float]) -> None:
+    made = component(**values)
+    assert {name: getattr(made, name) for name in values} == values

@@ -133,7 +133,7 @@ def test_advantages_keep_the_dtype_of_the_rewards(estimator: AdvantageEstimator,
     ],
 )
 def test_a_baseline_that_was_not_given_is_refused(estimator, message: str, one_rank) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
         estimator(REWARDS, None, MASK, GROUP, one_rank)
 
 
@@ -142,3 +142,7 @@ def test_a_mean_that_never_moves_is_refused(decay: float) -> None:
     message = re.escape(f"MovingAverage.decay must be at least 0 and below 1, got {decay}")
     with pytest.raises(ValueError, match=message):
         MovingAverage(decay=decay)
+
+
+def test_a_mean_may_forget_everything() -> None:
+    assert MovingAverage(decay=0.0).next_baseline(5.0, 2.0, 9) == 2.0

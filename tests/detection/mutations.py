@@ -12,6 +12,7 @@ RETURNS = "rlhf.ops.returns"
 MASKING = "rlhf.ops.masking"
 BUNDLE = "rlhf.algorithms.policy_gradient"
 TRAINER = "rlhf.trainers.policy_gradient"
+SCORING = "rlhf.trainers.scoring"
 
 PENALTY = "-coef * k1(old_logprobs, ref_logprobs)"
 CHARGE = f"torch.where(mask, {PENALTY}, 0.0).detach()"
@@ -215,10 +216,10 @@ MUTATIONS = (
         "noise N(0, 0.3) on the old log-probs",
         (
             Edit(
-                TRAINER,
-                "old, entropies, ref, exact_kl = self._by_rows(rollout, self._measure)",
-                "old, entropies, ref, exact_kl = self._by_rows(rollout, self._measure)\n"
-                "        old = torch.where(rollout.mask, old + 0.3 * torch.randn_like(old), 0.0)",
+                SCORING,
+                'policy=columns["policy"],',
+                "policy=torch.where(rollout.mask, columns['policy'] + 0.3 * torch.randn_like(rollout.mask,"
+                " dtype=torch.float32), 0.0),",
             ),
         ),
         (

@@ -2,6 +2,8 @@ import math
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from rlhf.evaluation.policies import Response, best_of, distinct, summarise, summarise_best
 
@@ -67,6 +69,40 @@ def test_best_of_takes_the_first_of_the_highest() -> None:
     rows = [response(score=score, text=str(number)) for number, score in enumerate(scores)]
     assert [row.text for row in best_of(rows, 3)] == ["1", "3"]
     assert best_of(rows, 1) == rows
+
+
+def chi_square(counts: Tensor, expected: Tensor) -> tuple[float, int]:
+    """Pearson's statistic and its degrees of freedom, outcomes that are too rare for it in one bin."""
+    rare = expected < 5
+    if rare.any():
+        counts, expected = (torch.cat([x[~rare], x[rare].sum()[None]]) for x in (counts, expected))
+    return ((counts - expected).square() / expected).sum().item(), len(expected) - 1
+
+
+def test_the_best_of_samples_have_their_exact_distribution() -> None:
+    """E11: of twenty responses with pᵢ = i/210, ordered by score, the best of 4 is i with Fᵢ⁴ − Fᵢ₋₁⁴."""
+    p, n, groups = torch.arange(1, 21).double() / 210, 4, 4000
+    drawn = torch.multinomial(p, n * groups, replacement=True, generator=torch.Generator().manual_seed(0))
+    known = [response(score=float(i)) for i in range(20)]
+    best = torch.tensor([one.score for one in best_of([known[i] for i in drawn.tolist()], n)]).long()
+    counts, above = torch.bincount(best, minlength=20).double(), p.cumsum(0)
+    statistic, freedom = chi_square(counts, groups * (above**n - (above - p) ** n))
+    assert freedom == 11  # the nine lowest are in one bin
+    assert 1.834 < statistic < 31.264  # quantiles 0.001 and 0.999
+    assert chi_square(counts, groups * p)[0] > 1000
+
+
+@pytest.mark.parametrize(("n", "expected"), [(4, 0.65103), (64, 1.48231)])
+def test_the_best_by_a_noisy_proxy_has_the_gold_score_of_theory(n: int, expected: float) -> None:
+    """E15: gold of variance 1, noise of 1.5: 1/√2.5 times the mean of the largest of n standard normals."""
+    generator, groups = torch.Generator().manual_seed(0), 64 * 200 // n
+    gold = torch.randn(n * groups, generator=generator, dtype=torch.float64)
+    proxy = gold + math.sqrt(1.5) * torch.randn(n * groups, generator=generator, dtype=torch.float64)
+    rows = [response(score=s, text=str(row)) for row, s in enumerate(proxy.tolist())]
+    found = gold[[int(one.text) for one in best_of(rows, n)]]
+    error = (found.std() / groups**0.5).item()
+    assert abs(found.mean().item() - expected) < 4 * error
+    assert expected > 8 * error  # the best by nothing would have 0
 
 
 @pytest.mark.parametrize("n", [0, 4])

@@ -44,6 +44,12 @@ def test_masking_drops_what_is_out_of_bounds_and_keeps_the_weight_of_the_rest() 
     torch.testing.assert_close(found, torch.tensor([[0.0, 2.0, 1.3, 1.0, 0.5, 0.0]]))
 
 
+@pytest.mark.parametrize(("low", "high"), [(1.0, 2.0), (0.5, 1.0), (1.0, 1.0)])
+def test_a_weight_on_a_bound_is_kept(low: float, high: float) -> None:
+    found = masked_weights(torch.zeros(1, 1), torch.ones(1, 1).bool(), low=low, high=high)
+    assert found.item() == 1.0
+
+
 @pytest.mark.parametrize("poison", [float("nan"), 1e9, -1e9])
 @pytest.mark.parametrize("logs", [token_log_weights, sequence_log_weights])
 def test_padding_is_not_read_and_weighs_nothing(logs, poison: float) -> None:

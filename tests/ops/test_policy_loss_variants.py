@@ -15,6 +15,7 @@ from rlhf.ops.policy_losses import (
     clipped_weight,
     reinforce,
     sequence_log_ratio,
+    token_ratio,
     unclipped_surrogate,
 )
 
@@ -43,6 +44,7 @@ DUAL_REGIONS = [
     (2.9, -2.0, 5.8, 5.8, False),
     (3.1, -2.0, 6.0, 0.0, True),
     (1e6, -2.0, 6.0, 0.0, True),
+    (4.0, 0.0, 0.0, 0.0, False),
 ]
 
 
@@ -56,6 +58,21 @@ def test_dual_clip_bounds_the_loss_of_a_negative_advantage(
     assert found.item() == pytest.approx(loss, abs=1e-12)
     assert logprobs.grad.item() == pytest.approx(gradient, abs=1e-12)
     assert clipped(logprobs, one(-1.0), one(advantage), **DUAL).item() is outside
+
+
+def test_a_ratio_on_the_dual_bound_is_not_clipped() -> None:
+    old = one(-1.0)
+    logprobs = old + one(3.0).log()
+    bound = (logprobs - old).exp().item()  # 3 but for its rounding
+    bounds = {"clip_low": 0.2, "clip_high": 0.3}
+    assert not clipped(logprobs, old, one(-2.0), **bounds, dual_clip=bound).item()
+    assert clipped(logprobs, old, one(-2.0), **bounds, dual_clip=math.nextafter(bound, 0)).item()
+
+
+def test_the_ratio_of_padding_is_one() -> None:
+    logprobs, old, _, mask = ragged()
+    found = token_ratio(logprobs, old, mask)
+    torch.testing.assert_close(found, torch.where(mask, logprobs.exp() / old.exp(), 1.0))
 
 
 @pytest.mark.parametrize(("ratio", "advantage"), [(0.1, 2.0), (1.0, -3.0), (7.0, 2.0), (7.0, -2.0)])
