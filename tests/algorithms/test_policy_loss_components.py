@@ -125,6 +125,14 @@ def test_the_adaptive_penalty_doubles_and_halves_outside_its_band() -> None:
     assert KLPenalised().next_penalty(8.0, 1.0) == 8.0
 
 
+def test_the_adaptive_penalty_stays_where_it_can_come_back_from() -> None:
+    loss = AdaptiveKLPenalised(coef=2.0, target=0.03)
+    low, high = 2.0, 2.0
+    for _ in range(30):
+        low, high = loss.next_penalty(low, 0.0), loss.next_penalty(high, 1.0)
+    assert (low, high) == (2.0 / 1024, 2.0 * 1024)
+
+
 @pytest.mark.parametrize("kl", [0.75 / 1.5, 1.5 * 0.75])
 def test_the_adaptive_penalty_stays_on_the_edge_of_its_band(kl: float) -> None:
     assert AdaptiveKLPenalised(target=0.75).next_penalty(8.0, kl) == 8.0
