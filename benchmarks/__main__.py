@@ -15,6 +15,7 @@ import argparse
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: the peers' process waits while ours runs
@@ -32,13 +33,13 @@ QUICK_FOLDER = Path("build")
 
 
 def main(arguments: list[str]) -> int:
-    """One of four verbs; 2 where it cannot be done, which one line says."""
+    """One of four verbs; 1 where a case failed, 2 where it cannot be done, which one line says."""
     asked = _parser().parse_args(arguments)
     try:
         if asked.verb == "list":
             _list()
         elif asked.verb == "run":
-            run(asked, ["python", "-m", "benchmarks", *arguments])
+            return min(run(asked, ["python", "-m", "benchmarks", *arguments]), 1)
         elif asked.verb == "table":
             print(report.table(read(_files(asked))))
         else:
@@ -52,8 +53,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def run(asked: argparse.Namespace, command: list[str]) -> Path:
-    """Run the cases that were asked for; the file of their lines.
+def run(asked: argparse.Namespace, command: list[str]) -> int:
+    """Run the cases that were asked for; how many of them failed.
 
     Raises:
         ValueError: there is no such case, or no GPU.
@@ -63,15 +64,15 @@ def run(asked: argparse.Namespace, command: list[str]) -> Path:
     folder = QUICK_FOLDER if asked.quick else FOLDER
     stamp = time.strftime("%Y-%m-%d_%H-%M", time.gmtime())
     writer = Writer(asked.out or folder / f"{asked.suite}_{stamp}.jsonl", provenance(command, bench.device))
-    start = time.perf_counter()
+    start, failed = time.perf_counter(), 0
     try:
         for number, (name, case) in enumerate(cases.items(), 1):
             say(f"[{number}/{len(cases)}] {name} {case.title}, {time.perf_counter() - start:.0f} s in")
-            _run_case(bench, name, case, writer)
+            failed += not _run_case(bench, name, case, writer)
     finally:
         bench.peers.close()
     say(f"{writer.path}, {time.perf_counter() - start:.0f} s")
-    return writer.path
+    return failed
 
 
 def chosen(suite: str, only: str | None) -> dict[str, Case]:
@@ -88,14 +89,20 @@ def chosen(suite: str, only: str | None) -> dict[str, Case]:
     return {name: cases[name] for name in names}
 
 
-def _run_case(bench: Bench, name: str, case: Case, writer: Writer) -> None:
+def _run_case(bench: Bench, name: str, case: Case, writer: Writer) -> bool:
+    """Whether it came to its end; an error of one case leaves the others their turn, and is shown whole."""
     if case.run is None:
         say(f"  not built: {case.waits_for}")
-        return
-    for line in case.run(bench):
-        writer.write(name, line)
-        if line.target is not None:
-            say(f"  {line.cell:28s} {describe(line)}")
+        return True
+    try:
+        for line in case.run(bench):
+            writer.write(name, line)
+            if line.target is not None:
+                say(f"  {line.cell:28s} {describe(line)}")
+    except Exception:
+        say(f"{name} failed\n{traceback.format_exc()}")
+        return False
+    return True
 
 
 def _bench(asked: argparse.Namespace) -> Bench:
@@ -134,8 +141,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--suite", choices=list(SUITES), required=True)
     run.add_argument("--only", help="numbers, with commas between")
     run.add_argument("--quick", action="store_true", help="tiny shapes: shows that it runs")
-    run.add_argument("--seconds", type=float, default=25.0, help="of timing a cell (default 25)")
-    run.add_argument("--least", type=int, default=5, help="rounds, whatever they take (default 5)")
+    run.add_argument("--seconds", type=float, default=20.0, help="of timing a cell (default 20)")
+    run.add_argument("--least", type=int, default=3, help="rounds, whatever they take (default 3)")
     run.add_argument("--threads", type=int, help="default: all cores")
     run.add_argument("--peers", type=Path, default=PYTHON, help="interpreter of the peers' environment")
     run.add_argument("--out", type=Path, help="file of the lines")

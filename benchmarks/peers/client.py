@@ -54,7 +54,10 @@ class PeerEnvironment:
             answer = ""
         if not answer:
             self._process = None
-            raise PeerError(f"the peers' process ended at {question}")
+            said = self.path("peers.log").read_text().strip().splitlines()
+            raise PeerError(
+                f"the peers' process ended at {question}: {said[-1] if said else 'without a word'}"
+            )
         found: dict[str, Any] = json.loads(answer)
         if "error" in found:
             raise PeerError(found["error"])
@@ -96,6 +99,7 @@ class PeerEnvironment:
                 env={**os.environ, **settings},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                stderr=self.path("peers.log").open("w"),
                 text=True,
             )
         return self._process

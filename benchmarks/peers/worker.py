@@ -37,6 +37,8 @@ class Worker:
 
     def find(self, name: str) -> dict[str, Any]:
         """Whether a peer can be imported."""
+        if name not in PEERS and name not in functions.FUNCTIONS:
+            return {"missing": "no such peer is called"}
         try:
             (PEERS[name].make if name in PEERS else functions.FUNCTIONS[name].make)()
         except Exception as error:
@@ -70,8 +72,9 @@ class Worker:
         given = torch.load(arguments, weights_only=True)
         results: dict[str, torch.Tensor] = {}
         seconds = timed(lambda: results.update(function(given)), self._device)
+        own = results.pop("seconds", None)
         torch.save(results, path)
-        return {"seconds": seconds}
+        return {"seconds": seconds if own is None else float(own)}
 
     def _work(self, name: str, task: str, entropy_gradient: bool) -> Callable[[], tasks.Outputs]:
         assert self._problem is not None
