@@ -17,6 +17,7 @@ from benchmarks.cases import (
     tokens_in_memory,
     training_step,
     utilisation,
+    zero,
 )
 
 CPU = {
@@ -29,7 +30,7 @@ CPU = {
     "C7": Case(title="iterations of GRPO and PPO, with phases", run=iteration.run),
     "C8": Case(title="GAE, whitening, baselines of groups", run=advantages.run),
     "C9": Case(title="packing and balancing", run=None, waits_for="packing"),
-    "C10": Case(title="ZeRO on two ranks", run=None, waits_for="its measurement"),
+    "C10": Case(title="what DeepSpeed shards, on two ranks", run=zero.run),
     "C11": Case(title="checkpoints: seconds, bytes, exactness", run=checkpoints.run),
     "C12": Case(title="errors against float64", run=head_accuracy.run),
 }
