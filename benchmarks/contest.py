@@ -60,12 +60,14 @@ class Outcome:
 
 def contest(bench: Bench, cell: str, contenders: Sequence[Contender]) -> Outcome:
     """Check, time in turns, then measure memory. What fails the check is never timed."""
+    say(f"  {cell:28s} … checking {len(contenders)} contenders")
     lines = {each.name: _checked(cell, each) for each in contenders}
     running = {
         each.name: each
         for each in contenders
         if each.seconds is not None and lines[each.name].void is None and lines[each.name].missing is None
     }
+    say(f"  {cell:28s} … timing {len(running)} in turns")
     timings = interleaved(
         {name: each.seconds for name, each in running.items() if each.seconds is not None},
         rounds=bench.rounds,
