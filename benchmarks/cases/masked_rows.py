@@ -10,7 +10,7 @@ import torch
 from benchmarks.bench import Bench
 from benchmarks.cases.head_shapes import cells
 from benchmarks.contest import contest
-from benchmarks.head.contenders import OURS, HeadCell, naive, ours, torch_native
+from benchmarks.head.contenders import OURS, HeadCell, ours, torch_native
 from benchmarks.head.problem import HeadProblem
 from benchmarks.results import Line, at_least
 
@@ -18,7 +18,7 @@ ALL = "rlhf, nothing masked"
 
 
 def run(bench: Bench) -> Iterator[Line]:
-    """Ours with and without the mask; others with it."""
+    """Ours with and without the mask; torch's own with it."""
     for name, whole in cells(bench):
         masked = HeadCell(bench, _masked(whole.problem))
         outcome = contest(
@@ -27,7 +27,6 @@ def run(bench: Bench) -> Iterator[Line]:
             [
                 whole.token(ALL, ours, "backward"),
                 masked.token(OURS, ours, "backward"),
-                masked.token("naive", naive, "backward"),
                 masked.token("torch native", torch_native, "backward", entropy=False),
             ],
         )

@@ -8,6 +8,8 @@ from typing import Any
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from rlhf.models.quiet import quiet
+
 
 def save_with_tokenizer(model: Any, vocabulary: int, folder: Path) -> None:
     """A folder that ``from_pretrained`` reads: tokens 0, 1 and 2 are PAD, end and unknown."""
@@ -17,5 +19,6 @@ def save_with_tokenizer(model: Any, vocabulary: int, folder: Path) -> None:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", unk_token="<unknown>"
     )
-    fast.save_pretrained(folder)
-    model.save_pretrained(folder)
+    with quiet():
+        fast.save_pretrained(folder)
+        model.save_pretrained(folder)
