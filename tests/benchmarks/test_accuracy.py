@@ -79,3 +79,8 @@ def test_an_error_of_a_logprob_is_in_nats_and_of_a_gradient_a_share_of_the_large
     found, truth = torch.tensor([-3.0, 1.5]), torch.tensor([-4.0, 2.0])
     assert error("logprobs", found, truth) == 1.0
     assert error("hidden", found, truth) == 0.25
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_an_error_of_what_is_not_finite_is_infinite(wrong: float) -> None:
+    assert error("logprobs", torch.tensor([-3.0, wrong]), torch.tensor([-4.0, 2.0])) == float("inf")
