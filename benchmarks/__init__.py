@@ -1,0 +1,1 @@
+"""What rlhf costs, beside floors and peers: ``python -m benchmarks``."""

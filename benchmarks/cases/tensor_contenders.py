@@ -1,0 +1,59 @@
+"""Contenders that are functions of plain tensors, ours here and the peers' in their process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.accuracy import error
+from benchmarks.bench import Bench
+from benchmarks.contest import Contender, Verdict
+from benchmarks.measure import timed
+
+Tensors = dict[str, Tensor]
+
+ALLOWED = 1e-4
+"""Share of the largest right number that a result may be off."""
+
+
+def here(
+    bench: Bench, name: str, work: Callable[[], Tensors], right: Tensors, note: str | None = None
+) -> Contender:
+    """A function of this process."""
+    return Contender(
+        name=name,
+        note=note,
+        check=lambda: judged(work(), right),
+        seconds=lambda: timed(work, bench.device),
+    )
+
+
+def there(
+    bench: Bench, name: str, given: Mapping[str, Any], right: Tensors, note: str | None = None
+) -> Contender:
+    """A function of the peers; the file is read before the clock starts."""
+    missing = bench.peers.missing(name)
+    if missing is not None:
+        return Contender(name=name, seconds=None, missing=missing)
+    arguments, results = (bench.peers.path(f"{name.replace(' ', '_')}_{part}.pt") for part in ("in", "out"))
+    torch.save(dict(given), arguments)
+
+    def run() -> float:
+        answer = bench.peers.ask("call", name=name, arguments=str(arguments), path=str(results))
+        return float(answer["seconds"])
+
+    def check() -> Verdict:
+        run()
+        return judged(torch.load(results, weights_only=True), right)
+
+    return Contender(name=name, note=note, check=check, seconds=run)
+
+
+def judged(found: Tensors, right: Tensors) -> Verdict:
+    """Every result that there is must be right."""
+    sizes = {name: error(name, part, right[name]) for name, part in found.items()}
+    wrong = [f"{name} off by {size:.2g}" for name, size in sizes.items() if not size <= ALLOWED]
+    return Verdict(errors=sizes, fault=", ".join(wrong) or None)

@@ -1,0 +1,32 @@
+"""Every case that starts no other program runs on tiny shapes, and what is ours passes its gate."""
+
+import pytest
+
+from benchmarks.bench import Bench
+from benchmarks.suites import CPU, GPU
+
+CASES = {name: {**CPU, **GPU}[name] for name in ("C1", "C2", "C3", "C5", "C6", "C8", "C11", "G4", "G6", "G8")}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_case_runs_and_ours_is_right(name: str, bench: Bench) -> None:
+    run = CASES[name].run
+    assert run is not None
+    lines = list(run(bench))
+    ours = [line for line in lines if line.contender.startswith("rlhf")]
+    assert ours
+    for line in ours:
+        assert (line.void, line.missing) == (None, None)
+        assert line.seconds is not None or line.peak_bytes is not None
+    missing = [line for line in lines if line.contender.startswith(("trl", "verl", "liger"))]
+    assert all(line.missing for line in missing)
+
+
+@pytest.mark.parametrize("name", ["C7", "C10"])
+@pytest.mark.slow
+def test_a_case_of_whole_runs_gives_phases_or_steps(name: str, bench: Bench) -> None:
+    run = CPU[name].run
+    assert run is not None
+    lines = [line for line in run(bench) if line.target is None and not line.contender.startswith("trl")]
+    assert lines
+    assert all(line.seconds is not None for line in lines)
