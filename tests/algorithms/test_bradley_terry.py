@@ -88,7 +88,8 @@ def test_errors_of_many_fits_have_the_covariance_of_the_theory() -> None:
     theory = torch.linalg.pinv(information(truth, evenly(len(truth), count)), rtol=1e-9).diagonal().sqrt()
     torch.testing.assert_close(theory[:3], torch.tensor([0.0435, 0.0398, 0.0385]).double(), atol=1e-4, rtol=0)
     assert (found.std(0) / theory - 1).abs().max() < 0.25
-    assert sum(wald(one, truth, count) for one in found) / len(found) == pytest.approx(4.0, abs=0.9)
+    mean = sum(wald(one, truth, count) for one in found) / len(found)
+    assert 3.1 < mean < 4.9  # three standard errors of a hundred χ² of four degrees of freedom
 
 
 def test_equal_scores_have_the_closed_form_of_the_variance() -> None:

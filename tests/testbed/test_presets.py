@@ -16,8 +16,6 @@ from rlhf.ops.kl import k2, k3
 from tests.testbed import table
 from tests.testbed.tree import Testbed
 
-COEF = 0.5
-"""β of the testbed, wherever a preset's KL enters."""
 config.register({"rl": config.RL})
 
 
@@ -34,21 +32,22 @@ def preset(name: str, *overrides: str) -> PolicyGradient:
 
 
 @pytest.mark.parametrize(
-    ("name", "updates", "lr"),
+    ("name", "updates", "lr", "rows"),
     [
-        ("reinforce", 400, 0.05),
-        ("remax", 400, 0.05),
-        pytest.param("ppo", 600, 0.03, marks=pytest.mark.slow),
-        pytest.param("ppo_penalty", 600, 0.03, marks=pytest.mark.slow),
-        pytest.param("rloo", 600, 0.05, marks=pytest.mark.slow),
-        pytest.param("reinforce_plus_plus", 2000, 0.005, marks=pytest.mark.slow),
+        ("reinforce", 400, 0.05, 256),
+        ("remax", 400, 0.05, 256),
+        pytest.param("ppo", 600, 0.03, 256, marks=pytest.mark.slow),
+        pytest.param("ppo_penalty", 600, 0.03, 256, marks=pytest.mark.slow),
+        pytest.param("rloo", 600, 0.05, 256, marks=pytest.mark.slow),
+        # One mean for all states: its advantages do not vanish at π*, and neither does their noise.
+        pytest.param("reinforce_plus_plus", 1000, 0.005, 1024, marks=pytest.mark.slow),
     ],
 )
 def test_with_the_kl_in_the_reward_a_preset_ends_at_the_optimum(
-    testbed: Testbed, name: str, updates: int, lr: float
+    testbed: Testbed, name: str, updates: int, lr: float, rows: int
 ) -> None:
-    algorithm = preset(name, f"algorithm.kl.coef={COEF}")
-    trained = table.trainer(testbed, algorithm, updates=updates, lr=lr)
+    algorithm = preset(name, "algorithm.kl.coef=0.5")
+    trained = table.trainer(testbed, algorithm, updates=updates, lr=lr, rows=rows)
     assert table.distance_after(testbed, trained) <= 1e-3
 
 
@@ -66,17 +65,17 @@ def ascent(
     Args:
         bed: the testbed.
         advantage: from probabilities (341,) and token counts (341,) to the advantage of each response.
-        kl: of log-probs and reference log-probs, added to the loss of a token.
+        kl: of log-probs and reference log-probs, added to the loss of a token with coefficient 1.
         mean: "tokens" or "sequences", what the loss is a mean over.
     """
     logits = bed.ref_logits.clone().requires_grad_()
     ref, lengths = bed.logprobs(bed.ref_logits), bed.mask.sum(1).double()
     optimizer = torch.optim.Adam([logits], lr=0.05)
-    for step in range(2000):
-        optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / 2000)
+    for step in range(600):
+        optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / 600)
         logprobs, weight = bed.logprobs(logits), bed.log_joint(logits.detach()).exp()
         share = weight / (weight @ lengths) if mean == "tokens" else weight / lengths
-        loss = -advantage(weight, lengths)[:, None] * logprobs + COEF * kl(logprobs, ref)
+        loss = -advantage(weight, lengths)[:, None] * logprobs + kl(logprobs, ref)
         optimizer.zero_grad()
         (share[:, None] * torch.where(bed.mask, loss, 0.0)).sum().backward()
         optimizer.step()
@@ -91,17 +90,17 @@ def between(bed: Testbed, logits: Tensor, other: Tensor) -> float:
 
 @pytest.mark.slow
 def test_grpo_ends_where_k3_and_the_deviation_lead(testbed: Testbed) -> None:
-    """(r − mean)/std of the whole distribution, which groups of 128 come near to; mean over responses."""
+    """(r − mean)/std of the whole distribution, which groups of 512 come near to; mean over responses."""
 
     def standardised(weight: Tensor, lengths: Tensor) -> Tensor:
         centred = testbed.r - weight @ testbed.r
         return centred / ((weight @ centred**2).sqrt() + 1e-4)
 
     predicted = ascent(testbed, standardised, k3, "sequences")
-    algorithm = preset("grpo", f"algorithm.kl.coef={COEF}")
-    trained = table.trainer(testbed, algorithm, updates=600, lr=0.02, group=128)
-    assert table.distance_after(testbed, trained) > 0.1
-    assert between(testbed, table.logits(trained), predicted) <= 0.02
+    algorithm = preset("grpo", "algorithm.kl.coef=1.0")
+    trained = table.trainer(testbed, algorithm, updates=300, lr=0.05, rows=1024, group=512)
+    assert table.distance_after(testbed, trained) > 0.3
+    assert between(testbed, table.logits(trained), predicted) <= 5e-3
 
 
 @pytest.mark.slow
@@ -115,10 +114,10 @@ def test_reinforce_plus_plus_with_a_baseline_ends_where_k2_leads(testbed: Testbe
         return centred / (tokens @ centred**2).sqrt()
 
     predicted = ascent(testbed, whitened, k2, "tokens")
-    algorithm = preset("reinforce_plus_plus_baseline", f"algorithm.kl.coef={COEF}", "algorithm.minibatches=1")
-    trained = table.trainer(testbed, algorithm, updates=600, lr=0.02, group=128)
-    assert table.distance_after(testbed, trained) > 0.1
-    assert between(testbed, table.logits(trained), predicted) <= 0.02
+    algorithm = preset("reinforce_plus_plus_baseline", "algorithm.kl.coef=1.0", "algorithm.minibatches=1")
+    trained = table.trainer(testbed, algorithm, updates=300, lr=0.05, rows=1024, group=512)
+    assert table.distance_after(testbed, trained) > 0.3
+    assert between(testbed, table.logits(trained), predicted) <= 5e-3
 
 
 # No KL: one response for everything
