@@ -56,6 +56,7 @@ def documented(workspace: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (runs / "quickstart" / "data" / "prompts_train.jsonl").write_bytes(workspace.prompts.read_bytes())
     monkeypatch.chdir(tmp_path)
     few = {"rlhf.data.reasoning_gym": ["--test", "4", "--supervised", "4", "--prompts", "12"]}
+    MODULES["rlhf.data.reasoning_gym"](["chain_sum", "runs/arithmetic/data", *few["rlhf.data.reasoning_gym"]])
     few["rlhf.data.instructions"] = ["--test", "2"]
     for line in LINES:
         if line.startswith("python -m "):
