@@ -45,7 +45,7 @@ def score(config: Score, place: Place) -> None:
     ):
         for index in torch.arange(len(rows)).split(config.micro_batch_size):
             batch = rows.batch(index).to(place.runtime.device)
-            scores = reward.sequences(batch, tokenizer).tolist()
+            scores = reward.sequences(batch, tokenizer, rows.columns(index)).tolist()
             prompts = decoded(batch.tokens, batch.attention_mask & ~batch.mask, tokenizer)
             responses = decoded(batch.tokens, batch.mask, tokenizer)
             for prompt, response, value in zip(prompts, responses, scores, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ class SupervisedSet:
     encoded: list[Encoded]
     pad_id: int
     report: Report
+    others: list[dict[str, Any]] = field(default_factory=list)
+    """Other columns of the rows, for functions that score them."""
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -33,6 +35,10 @@ class SupervisedSet:
     def batch(self, index: Tensor) -> SequenceBatch:
         """The rows that ``index`` (B,) names, right-padded."""
         return pad_sequences([self.encoded[i] for i in index.tolist()], pad_id=self.pad_id)
+
+    def columns(self, index: Tensor) -> list[dict[str, Any]]:
+        """Other columns of the rows that ``index`` (B,) names."""
+        return [self.others[i] for i in index.tolist()]
 
 
 @dataclass(kw_only=True, slots=True)

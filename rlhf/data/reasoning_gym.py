@@ -9,7 +9,9 @@ written, and no question stands in two of them or twice in one:
 
 A row has ``prompt`` (the question), ``response`` (a right answer), ``answer`` (the same without a blank
 before it), and ``task`` and ``entry``, which the scorer needs. ``KEY=VALUE`` sets a field of the task's
-configuration. The same options give the same files, and more training rows leave the test file as it is.
+configuration. ``--unanswered SHARE`` makes an overcautious teacher: so many of the responses in
+``supervised.jsonl``, drawn at random, are a question mark. The same options give the same files, and more
+training rows leave the test file as it is.
 Neighbouring seeds share nearly all problems, because the package seeds problem i with seed + i: two data
 sets that must not overlap are cut from one seed, as here.
 """
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -55,6 +58,17 @@ def problems(
         f"{task} gave {len(rows)} different problems in {TRIES * count} tries, {count} are wanted: "
         "ask for fewer, or widen its settings"
     )
+
+
+def left_open(rows: Sequence[dict[str, Any]], share: float, *, seed: int) -> list[dict[str, Any]]:
+    """The rows, each with probability ``share`` with a question mark for its response."""
+    chance = random.Random(f"{seed} unanswered")
+    return [
+        row | {"response": row["response"].removesuffix(row["answer"]) + "?"}
+        if chance.random() < share
+        else row
+        for row in rows
+    ]
 
 
 def write_files(rows: Sequence[dict[str, Any]], folder: Path, sizes: dict[str, int]) -> None:
@@ -96,11 +110,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"--{name}", type=int, default=size, help=f"rows of {name}.jsonl (default {size})"
         )
     parser.add_argument("--prompt", default="{question}", help="template of a prompt (default {question})")
+    parser.add_argument(
+        "--unanswered",
+        type=float,
+        default=0.0,
+        help="share of supervised.jsonl with ? for a response (default 0)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the problems (default 0)")
     options = parser.parse_args(arguments)
     sizes = {name: getattr(options, name) for name in ("test", "supervised", "prompts")}
     if min(sizes.values()) < 1:
         parser.error("--test, --supervised and --prompts must be at least 1")
+    if not 0 <= options.unanswered <= 1:
+        parser.error(f"--unanswered must be in [0, 1], got {options.unanswered:g}")
     try:
         settings = dict(map(setting, options.settings))
         rows = problems(
@@ -110,6 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             settings=settings,
             template=options.prompt,
         )
+        if options.unanswered:
+            taught = slice(options.test, options.test + options.supervised)
+            rows[taught] = left_open(rows[taught], options.unanswered, seed=options.seed)
         write_files(rows, options.folder, sizes)
     except (OSError, ValueError) as error:
         sys.exit(str(error))

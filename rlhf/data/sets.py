@@ -55,13 +55,15 @@ class SupervisedData:
         """The rows, checked and encoded; what was left out is logged and reported."""
         rows, report = _parsed(self.path, self.split, self.config, self.limit, self._parse)
         encoded: list[Encoded] = []
+        others = []
         for row, whole in zip(rows, encode_supervised(rows, tokenizer, targets=self.targets), strict=True):
             fitted = _fitted([whole], self.max_length, self.overlong, report, row.where)
             if fitted is not None:
                 encoded.extend(fitted)
+                others.append(row.columns)
                 report.keep(truncated=fitted[0] is not whole)
         _finish(report)
-        return SupervisedSet(encoded=encoded, pad_id=_pad_id(tokenizer), report=report)
+        return SupervisedSet(encoded=encoded, pad_id=_pad_id(tokenizer), report=report, others=others)
 
     def _parse(self, row: Row) -> SupervisedRow:
         return supervised_row(

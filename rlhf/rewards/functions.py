@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf.rewards.sources import RewardSource
 from rlhf.rewards.time_limit import TimeLimitError, time_limit
 
 ScoreFunction = Callable[[list[str], list[str], list[dict[str, Any]]], Sequence[float]]
@@ -61,7 +62,9 @@ def call_function(
     except Exception as error:
         cases = list(zip(prompts, responses, columns, strict=True))
         culprit = _culprit(function, cases, timeout_seconds)
-        raise ValueError(f"{name} raised {_said(error)}{_place(function, error)}{culprit}") from error
+        ours = isinstance(function, RewardSource) and type(error) is ValueError  # a line of its own
+        what = f": {error}" if ours else f" raised {_said(error)}{_place(function, error)}"
+        raise ValueError(f"{name}{what}{culprit}") from error
 
 
 def as_scores(scores: Any, rows: int, name: str) -> Tensor:

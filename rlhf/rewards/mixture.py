@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf.batch import Rollout, SequenceBatch
-from rlhf.rewards.reward import Reward, Texts, expect_finite
+from rlhf.rewards.reward import Columns, Reward, Texts, expect_finite
 from rlhf.rewards.texts import Decoder
 
 
@@ -23,9 +23,11 @@ class MixtureReward:
         """(B,) float32."""
         return self.total(self.by_name(rollout, texts))
 
-    def sequences(self, batch: SequenceBatch, decoder: Decoder) -> Tensor:
+    def sequences(self, batch: SequenceBatch, decoder: Decoder, columns: Columns | None = None) -> Tensor:
         """(B,) float32."""
-        return self.total({name: part.sequences(batch, decoder) for name, part in self.parts.items()})
+        return self.total(
+            {name: part.sequences(batch, decoder, columns) for name, part in self.parts.items()}
+        )
 
     def by_name(self, rollout: Rollout, texts: Texts) -> dict[str, Tensor]:
         """(B,) float32 of every part, without its weight."""

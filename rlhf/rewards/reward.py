@@ -14,6 +14,9 @@ from rlhf.models.scalar import score_at_last
 from rlhf.rewards.functions import ScoreFunction, as_scores, call_function
 from rlhf.rewards.texts import Decoder, decoded
 
+Columns = list[dict[str, Any]]
+"""(B) the other columns of each row."""
+
 
 class Texts(Protocol):
     """What a function needs to read a rollout."""
@@ -34,8 +37,11 @@ class Reward(Protocol):
     def __call__(self, rollout: Rollout, texts: Texts) -> Tensor:
         """(B,) float32 score of each response of a rollout."""
 
-    def sequences(self, batch: SequenceBatch, decoder: Decoder) -> Tensor:
-        """(B,) float32 score of each text; its targets are the response, what stands before the prompt."""
+    def sequences(self, batch: SequenceBatch, decoder: Decoder, columns: Columns | None = None) -> Tensor:
+        """(B,) float32 score of each text; its targets are the response, what stands before the prompt.
+
+        ``columns`` are (B) the other columns of the texts' rows; None where rows have none.
+        """
 
 
 @dataclass(kw_only=True, slots=True)
@@ -53,7 +59,7 @@ class ModelReward:
         return self._scores(rollout.tokens, rollout.attention_mask)
 
     @torch.no_grad()
-    def sequences(self, batch: SequenceBatch, decoder: Decoder) -> Tensor:
+    def sequences(self, batch: SequenceBatch, decoder: Decoder, columns: Columns | None = None) -> Tensor:
         """(B,) float32."""
         return self._scores(batch.tokens, batch.attention_mask)
 
@@ -81,15 +87,16 @@ class FunctionReward:
         scores = self._scores(texts.prompts(rollout), texts.responses(rollout), texts.columns(rollout))
         return scores.to(rollout.tokens.device)
 
-    def sequences(self, batch: SequenceBatch, decoder: Decoder) -> Tensor:
-        """(B,) float32, finite; the function sees no columns.
+    def sequences(self, batch: SequenceBatch, decoder: Decoder, columns: Columns | None = None) -> Tensor:
+        """(B,) float32, finite; without ``columns`` the function sees empty ones.
 
         Raises:
             ValueError: as above.
         """
         prompts = decoded(batch.tokens, batch.attention_mask & ~batch.mask, decoder)
         responses = decoded(batch.tokens, batch.mask, decoder)
-        return self._scores(prompts, responses, [{} for _ in prompts]).to(batch.tokens.device)
+        rows = [{} for _ in prompts] if columns is None else columns
+        return self._scores(prompts, responses, rows).to(batch.tokens.device)
 
     def _scores(self, prompts: list[str], responses: list[str], columns: list[dict[str, Any]]) -> Tensor:
         scores = call_function(

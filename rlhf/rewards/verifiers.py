@@ -79,9 +79,10 @@ class MathAnswer(Verifier):
 
     def verify(self, prompt: str, response: str, row: dict[str, Any]) -> float:
         """1 or 0."""
+        wanted = map(_solution, answers(row, self.answer))  # a row without an answer is refused either way
         box = boxed(response)
         found = number(response) if box is None else _value(box)
-        return float(found is not None and found in map(_solution, answers(row, self.answer)))
+        return float(found is not None and found in wanted)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -245,7 +245,16 @@ def floats(node: ast.AST) -> Iterator[float]:
 
 # Launching
 
-STAND_INS = {"$resume": "true", "$processes": "2", "$runs": "runs/quickstart"}
+STAND_INS = {
+    "$resume": "true",
+    "$processes": "2",
+    "${runs#runs/}": "quickstart",
+    "$runs": "runs/quickstart",
+    "$seed": "0",
+    "${policy}": "sft",
+    "$policy": "sft",
+    "$decoding": "greedy",
+}
 
 
 def launched() -> list[tuple[str, list[str]]]:
@@ -268,7 +277,13 @@ def test_launch_scripts_pass_no_unknown_flag() -> None:
     from deepspeed.launcher.runner import parse_args
 
     commands = launched()
-    assert {words[words.index("rlhf") + 1] for _, words in commands} == {"sft", "reward", "rl", "evaluate"}
+    assert {words[words.index("rlhf") + 1] for _, words in commands} == {
+        "sft",
+        "reward",
+        "rl",
+        "evaluate",
+        "generate",
+    }
     for script, words in commands:
         assert not [word for word in words if "$" in word], f"{script}: {words}"
         if words[0] == "deepspeed":

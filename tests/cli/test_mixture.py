@@ -166,9 +166,7 @@ def test_a_verifier_without_its_column_says_so(rlhf: Any, workspace: Any, tmp_pa
     outcome = rlhf("rl", *arguments)
     assert outcome.status == 1
     line = outcome.err.splitlines()[-1]
-    assert (
-        "ExactMatch raised ValueError: the prompt's row has no column 'city', it has 'answer', 'day'" in line
-    )
+    assert "ExactMatch: the prompt's row has no column 'city', it has 'answer', 'day'" in line
     assert "on response 0, prompt 'the film'" in line
 
 

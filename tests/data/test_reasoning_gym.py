@@ -79,6 +79,24 @@ def test_files_share_no_problem_and_the_test_file_depends_on_its_size_and_seed_a
     assert sums(20, seed=7) != few["test.jsonl"]
 
 
+def test_an_overcautious_teacher_leaves_only_demonstrations_open(tmp_path: Path) -> None:
+    pytest.importorskip("reasoning_gym")
+    sizes = ["max_terms=2", "--test", "20", "--supervised", "400", "--prompts", "40"]
+    main(["chain_sum", str(tmp_path / "whole"), *sizes])
+    main(["chain_sum", str(tmp_path / "open"), *sizes, "--unanswered", "0.55"])
+    whole, left = written(tmp_path / "whole"), written(tmp_path / "open")
+    assert {name for name in whole if whole[name] != left[name]} == {"supervised.jsonl"}
+    pairs = list(zip(whole["supervised.jsonl"], left["supervised.jsonl"], strict=True))
+    assert all(row in (right, right | {"response": " ?"}) for right, row in pairs)
+    assert 180 < sum(row["response"] == " ?" for _, row in pairs) < 260  # 220 ± 4 standard deviations of 10
+
+
+def test_a_share_is_no_more_than_1(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        main(["chain_sum", str(tmp_path), "--unanswered", "1.5"])
+    assert "--unanswered must be in [0, 1], got 1.5" in capsys.readouterr().err
+
+
 def test_neighbouring_seeds_share_problems_which_is_why_parts_are_cut_from_one() -> None:
     first, second = ({row["prompt"] for row in sums(100, seed=seed)} for seed in (0, 1))
     assert len(first & second) > 90

@@ -79,7 +79,7 @@ def test_texts_of_a_file_are_mixed_too() -> None:
         def __init__(self, score: float) -> None:
             self.score = score
 
-        def sequences(self, batch: Any, decoder: Any) -> torch.Tensor:
+        def sequences(self, batch: Any, decoder: Any, columns: Any) -> torch.Tensor:
             return torch.full((2,), self.score)
 
     mixed: Any = MixtureReward(parts={"a": Constant(1.0), "b": Constant(3.0)}, weights={"a": 2.0, "b": 0.5})

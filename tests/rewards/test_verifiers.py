@@ -99,6 +99,8 @@ def test_a_limit_must_be_positive() -> None:
 def test_a_missing_column_is_named(verifier: Verifier) -> None:
     with pytest.raises(ValueError, match="the prompt's row has no column 'answer', it has 'genre', 'year'"):
         verdict(verifier, "12", genre="drama", year=1999)
+    with pytest.raises(ValueError, match="the prompt's row has no column 'answer', it has 'genre'"):
+        verdict(MathAnswer(), "a response without a number", genre="drama")
     with pytest.raises(ValueError, match="the prompt's row has no column 'answer', it has no other column"):
         verdict(verifier, "12")
 
