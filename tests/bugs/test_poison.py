@@ -21,6 +21,9 @@ from torch import Tensor
 
 import rlhf.batch
 import rlhf.ops
+from rlhf.algorithms.advantages import WhitenedGroupDeviation
+from rlhf.algorithms.corrections import Level, Masked
+from rlhf.algorithms.kl import ExactKLInLoss
 from rlhf.batch import Experience, PreferenceBatch, PromptBatch, Rollout, Rows, SequenceBatch
 from rlhf.trainers.rollout_metrics import Measured
 
@@ -107,6 +110,8 @@ def poison(trainer: Any, fill: float) -> list[str]:
         return count
     for prompts in (trainer.train, trainer.test):
         prompts.rows = Set(prompts.rows, fill, count)
+    if trainer.pretraining is not None:
+        trainer.pretraining._rows = Set(trainer.pretraining._rows, fill, count)
     for owner, name in ((trainer.collector, "sample"), (trainer, "measure"), (trainer, "estimate")):
         setattr(owner, name, Poisoning(getattr(owner, name), fill, count))
     return count
@@ -133,6 +138,25 @@ def build(toy: ModuleType, stage: str) -> tuple[Any, list[Any]]:
         trainer = toy.supervised(test=toy.supervised_set(5, "held out"))
     elif stage == "reward_model":
         trainer = toy.reward_model(test=toy.preference_set(5, "held out"))
+    elif stage == "everything around the loss":
+        algorithm = toy.grpo(
+            advantage=WhitenedGroupDeviation(),
+            kl=ExactKLInLoss(),
+            dynamic_sampling=3,
+            entropy_coef=0.1,
+            ptx_coef=0.3,
+            overlong_filter=True,
+            correction=Masked(level=Level.sequence, low=0.1, high=10.0),
+        )
+        trainer = toy.policy_gradient(
+            algorithm,
+            reference=toy.actor("reference"),
+            samples=3,
+            prompts=4,
+            test=toy.prompt_set(4, "held out"),
+            ema_decay=0.5,
+            pretraining=toy.supervised_set(),
+        )
     else:
         trainer = toy.policy_gradient(
             getattr(toy, stage.removesuffix(" without exact KL"))(),
@@ -160,6 +184,7 @@ REACHED = {
     "ppo without exact KL": tensors(PromptBatch) | tensors(Rollout) | tensors(Experience),
     "rloo": tensors(PromptBatch) | tensors(Rollout) | {"Experience.advantages", "Measured.rewards"},
     "grpo": tensors(PromptBatch) | tensors(Rollout) | {"Experience.advantages", "Measured.rewards"},
+    "everything around the loss": tensors(SequenceBatch) | tensors(PromptBatch) | tensors(Rollout),
 }
 """What must have had a slot to poison."""
 
