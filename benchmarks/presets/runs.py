@@ -32,7 +32,7 @@ def tasks(folder: Path) -> list[Task]:
     quickstart, arithmetic = folder / "quickstart", folder / "arithmetic"
     reviews = Task(
         name="reviews",
-        rollouts=24,
+        rollouts=20,
         overrides=(
             f"actor.model.path={quickstart}/sft",
             f"reward.path={quickstart}/reward",
@@ -50,7 +50,7 @@ def tasks(folder: Path) -> list[Task]:
     )
     sums = Task(
         name="sums",
-        rollouts=40,
+        rollouts=30,
         overrides=(
             "reward=reasoning_gym",
             f"actor.model.path={arithmetic}/sft",
