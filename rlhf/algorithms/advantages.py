@@ -107,11 +107,24 @@ class GAE(AdvantageEstimator):
 
 
 @dataclass(kw_only=True, slots=True)
-class NoBaseline(AdvantageEstimator):
-    """REINFORCE: the response's return itself (Williams 1992; numerics D48)."""
+class ResponseAdvantage(AdvantageEstimator):
+    """One advantage for all tokens of a response, from the returns Rᵢ = Σₜ rewards alone."""
 
     needs_critic: ClassVar[bool] = False
     needs_groups: ClassVar[bool] = False
+
+    @abstractmethod
+    def of_responses(
+        self, returns: Tensor, group: Tensor, counted: Tensor, baselines: Tensor | None
+    ) -> Tensor:
+        """(B,) float64 advantage of each response.
+
+        Args:
+            returns: (B,) float64.
+            group: (B,) int64, equal numbers are responses to the same prompt.
+            counted: (B,) bool, False for a response without a token; its return is not read.
+            baselines: (B,) as in `AdvantageEstimator.__call__`.
+        """
 
     def __call__(  # noqa: PLR0917  one argument for each thing that an estimator may read
         self,
@@ -123,16 +136,26 @@ class NoBaseline(AdvantageEstimator):
         baselines: Tensor | None = None,
     ) -> Advantages:
         """The same advantage on every token of a response; no returns."""
-        scores, _ = _response_returns(rewards, mask)
-        return _on_tokens(scores, mask, rewards.dtype)
+        returns, counted = torch.where(mask, rewards, 0.0).double().sum(1), mask.any(1)
+        advantages = self.of_responses(returns, group, counted, baselines)
+        per_token = torch.where(mask, advantages[:, None], 0.0).to(rewards.dtype)
+        return Advantages(advantages=per_token, returns=None)
 
 
 @dataclass(kw_only=True, slots=True)
-class MovingAverage(AdvantageEstimator):
-    """REINFORCE: the return minus the mean return of past rollouts (Williams 1992; numerics D48)."""
+class NoBaseline(ResponseAdvantage):
+    """REINFORCE: the response's return itself (Williams 1992; numerics D48)."""
 
-    needs_critic: ClassVar[bool] = False
-    needs_groups: ClassVar[bool] = False
+    def of_responses(
+        self, returns: Tensor, group: Tensor, counted: Tensor, baselines: Tensor | None
+    ) -> Tensor:
+        """Rᵢ."""
+        return returns
+
+
+@dataclass(kw_only=True, slots=True)
+class MovingAverage(ResponseAdvantage):
+    """REINFORCE: the return minus the mean return of past rollouts (Williams 1992; numerics D48)."""
 
     decay: float = 0.9
     """Weight of the past in each new mean, from 0 to 1; the first rollouts are averaged plainly."""
@@ -146,20 +169,17 @@ class MovingAverage(AdvantageEstimator):
         if not 0 <= self.decay < 1:
             raise ValueError(f"MovingAverage.decay must be at least 0 and below 1, got {self.decay}")
 
-    def __call__(  # noqa: PLR0917  one argument for each thing that an estimator may read
-        self,
-        rewards: Tensor,
-        values: Tensor | None,
-        mask: Tensor,
-        group: Tensor,
-        total: Total,
-        baselines: Tensor | None = None,
-    ) -> Advantages:
-        """The same advantage on every token of a response; no returns."""
+    def of_responses(
+        self, returns: Tensor, group: Tensor, counted: Tensor, baselines: Tensor | None
+    ) -> Tensor:
+        """Rᵢ − b.
+
+        Raises:
+            ValueError: no baselines were given.
+        """
         if baselines is None:
             raise ValueError("MovingAverage needs the mean return of past rollouts, got None")
-        scores, _ = _response_returns(rewards, mask)
-        return _on_tokens(scores - baselines, mask, rewards.dtype)
+        return returns - baselines
 
     def next_baseline(self, baseline: float, mean_return: float, rollouts: int) -> float:
         """b + max(1 − decay, 1/(rollouts + 1))·(R̄ − b), so that the first mean owes nothing to the 0.
@@ -173,31 +193,26 @@ class MovingAverage(AdvantageEstimator):
 
 
 @dataclass(kw_only=True, slots=True)
-class GreedyBaseline(AdvantageEstimator):
+class GreedyBaseline(ResponseAdvantage):
     """ReMax: the return minus that of a greedy response to the prompt (Li et al. 2024; numerics D48).
 
     Both returns hold the KL where it is in the reward: at the optimum they are equal, and so is the gradient
     of every response 0. Against the score alone the advantage there would be a constant that is all noise.
     """
 
-    needs_critic: ClassVar[bool] = False
-    needs_groups: ClassVar[bool] = False
     needs_greedy: ClassVar[bool] = True
 
-    def __call__(  # noqa: PLR0917  one argument for each thing that an estimator may read
-        self,
-        rewards: Tensor,
-        values: Tensor | None,
-        mask: Tensor,
-        group: Tensor,
-        total: Total,
-        baselines: Tensor | None = None,
-    ) -> Advantages:
-        """The same advantage on every token of a response; no returns."""
+    def of_responses(
+        self, returns: Tensor, group: Tensor, counted: Tensor, baselines: Tensor | None
+    ) -> Tensor:
+        """Rᵢ − R of the greedy response.
+
+        Raises:
+            ValueError: no baselines were given.
+        """
         if baselines is None:
             raise ValueError("GreedyBaseline needs the return of a greedy response to each prompt, got None")
-        scores, _ = _response_returns(rewards, mask)
-        return _on_tokens(scores - baselines, mask, rewards.dtype)
+        return returns - baselines
 
 
 @dataclass(kw_only=True, slots=True)
@@ -244,38 +259,29 @@ class WhitenedGroupDeviation(AdvantageEstimator):
         baselines: Tensor | None = None,
     ) -> Advantages:
         """The same advantage on every token of a response; no returns."""
-        scores, counted = _response_returns(rewards, mask)
-        deviation = group_deviation(scores, group, counted)[:, None].expand(mask.shape)  # (B, T)
+        returns = torch.where(mask, rewards, 0.0).double().sum(1)
+        deviation = group_deviation(returns, group, mask.any(1))[:, None].expand(mask.shape)  # (B, T)
         whitened = masking.whiten(deviation, mask, total)
         return Advantages(advantages=whitened.to(rewards.dtype), returns=None)
 
 
 @dataclass(kw_only=True, slots=True)
-class LeaveOneOut(AdvantageEstimator):
+class LeaveOneOut(ResponseAdvantage):
     """RLOO: the response's return minus the mean of its siblings' (Ahmadian et al. 2024; numerics D47)."""
 
-    needs_critic: ClassVar[bool] = False
     needs_groups: ClassVar[bool] = True
 
-    def __call__(  # noqa: PLR0917  one argument for each thing that an estimator may read
-        self,
-        rewards: Tensor,
-        values: Tensor | None,
-        mask: Tensor,
-        group: Tensor,
-        total: Total,
-        baselines: Tensor | None = None,
-    ) -> Advantages:
-        """The same advantage on every token of a response; no returns."""
-        scores, counted = _response_returns(rewards, mask)
-        return _on_tokens(leave_one_out(scores, group, counted), mask, rewards.dtype)
+    def of_responses(
+        self, returns: Tensor, group: Tensor, counted: Tensor, baselines: Tensor | None
+    ) -> Tensor:
+        """See `rlhf.ops.baselines.leave_one_out`."""
+        return leave_one_out(returns, group, counted)
 
 
 @dataclass(kw_only=True, slots=True)
-class GroupRelative(AdvantageEstimator):
+class GroupRelative(ResponseAdvantage):
     """GRPO: the return minus its group's mean, over its standard deviation (DeepSeekMath; numerics D49)."""
 
-    needs_critic: ClassVar[bool] = False
     needs_groups: ClassVar[bool] = True
 
     divide_by_std: bool = True
@@ -292,29 +298,11 @@ class GroupRelative(AdvantageEstimator):
         if not self.eps > 0:
             raise ValueError(f"GroupRelative.eps must be positive, got {self.eps}")
 
-    def __call__(  # noqa: PLR0917  one argument for each thing that an estimator may read
-        self,
-        rewards: Tensor,
-        values: Tensor | None,
-        mask: Tensor,
-        group: Tensor,
-        total: Total,
-        baselines: Tensor | None = None,
-    ) -> Advantages:
-        """The same advantage on every token of a response; no returns."""
-        scores, counted = _response_returns(rewards, mask)
-        advantages = group_deviation(scores, group, counted)  # (B,)
-        if self.divide_by_std:
-            advantages = advantages / (group_std(scores, group, counted) + self.eps)
-        return _on_tokens(advantages, mask, rewards.dtype)
-
-
-def _response_returns(rewards: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """(B,) float64 sum of each response's rewards, and (B,) bool whether it has a token at all."""
-    return torch.where(mask, rewards, 0.0).double().sum(1), mask.any(1)
-
-
-def _on_tokens(advantages: Tensor, mask: Tensor, dtype: torch.dtype) -> Advantages:
-    """One advantage per response, (B,), on each of its tokens."""
-    per_token = torch.where(mask, advantages[:, None], 0.0).to(dtype)
-    return Advantages(advantages=per_token, returns=None)
+    def of_responses(
+        self, returns: Tensor, group: Tensor, counted: Tensor, baselines: Tensor | None
+    ) -> Tensor:
+        """See `group_deviation` and `group_std` in `rlhf.ops.baselines`."""
+        deviation = group_deviation(returns, group, counted)
+        if not self.divide_by_std:
+            return deviation
+        return deviation / (group_std(returns, group, counted) + self.eps)
