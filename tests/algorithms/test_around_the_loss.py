@@ -268,6 +268,8 @@ ONCE = {"epochs": 1, "minibatches": 1}
         ({"max_old_kl": -1.0}, "PolicyGradient.max_old_kl must be positive or null, got -1.0"),
         ({"entropy_coef": -0.1}, "PolicyGradient.entropy_coef must not be negative, got -0.1"),
         ({"critic_warmup": -1}, "PolicyGradient.critic_warmup must not be negative, got -1"),
+        ({"ptx_coef": -0.5}, "PolicyGradient.ptx_coef must not be negative, got -0.5"),
+        ({"dynamic_sampling": 0}, "PolicyGradient.dynamic_sampling must be at least 1 or null, got 0"),
         (
             {"critic_warmup": 1, "advantage": MovingAverage()},
             "PolicyGradient.critic_warmup must be 0 for MovingAverage, which reads no critic, got 1",
@@ -300,6 +302,10 @@ def test_choices_that_do_not_fit_are_refused_in_one_line(changes: dict[str, Any]
 @pytest.mark.parametrize("schedule", [{"epochs": 2, "minibatches": 1}, {"epochs": 1, "minibatches": 2}])
 def test_one_later_update_is_enough(schedule: dict[str, int]) -> None:
     assert algorithm(policy_loss=AdaptiveKLPenalised(), max_old_kl=0.1, **schedule).epochs
+
+
+def test_one_draw_of_prompts_is_allowed() -> None:
+    assert algorithm(dynamic_sampling=1).dynamic_sampling == 1
 
 
 def test_five_choices_are_independent() -> None:
