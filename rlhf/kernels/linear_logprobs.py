@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from rlhf.kernels import cpu_head
 from rlhf.kernels.arguments import flatten
 from rlhf.kernels.projection import Gradients, Projection, empty_gradients
 from rlhf.kernels.rows import Reading, Statistics, Upstream
@@ -86,6 +87,9 @@ def linear_token_logprobs(
 def measure(projection: Projection, *, entropy: bool) -> Statistics:
     """One pass over all tiles: what log-probs, entropies and their gradients are made of."""
     statistics = Statistics.start(projection.shape[0], projection.dtype, projection.device)
+    if cpu_head.has_head(projection):
+        cpu_head.measure(projection, slice(None), statistics, entropy=entropy)
+        return statistics
     workspace, kernels = Workspace(projection.device), projection.kernels
     for rows, columns in measuring_tiles(*projection.shape, projection.device):
         products = projection.products(rows, columns, workspace)
@@ -103,16 +107,13 @@ def differentiate(
     A block's part of dW is summed in the wide dtype and written once; d hidden grows over the blocks.
     """
     count, columns = projection.shape
-    workspace, kernels = Workspace(projection.device), projection.kernels
+    workspace = Workspace(projection.device)
     gradients = _empty(projection, wanted)
     blocks, height = column_blocks(count, columns, projection.device)
     for block in blocks:
         total = _WeightBlock(projection, block, count > height, workspace)
         for rows in spans(count, height):
-            products = projection.products(rows, block, workspace)
-            d = workspace.narrow("gradients", products, projection.weight.dtype)
-            tile = projection.tile(products, rows, block, statistics)
-            kernels.gradients(tile, upstream.rows(rows), d, workspace)
+            d = _tile_gradient(projection, rows, block, statistics, upstream, workspace)
             if gradients.hidden is not None:
                 workspace.add_product(gradients.hidden[rows], d, projection.weight[block])
             if gradients.weight is not None:
@@ -122,6 +123,27 @@ def differentiate(
         if gradients.weight is not None:
             total.write(gradients.weight[block])
     return gradients
+
+
+def _tile_gradient(  # noqa: PLR0917
+    projection: Projection,
+    rows: slice,
+    block: slice,
+    statistics: Statistics,
+    upstream: Upstream,
+    workspace: Workspace,
+) -> Tensor:
+    """(m, n) d loss / d products in the dtype of the weight, in the workspace."""
+    if cpu_head.has_head(projection):
+        shape = (rows.stop - rows.start, block.stop - block.start)
+        d = workspace.take("gradients", shape, projection.weight.dtype)
+        cpu_head.differentiate(projection, rows, block, statistics, upstream, d)
+        return d
+    products = projection.products(rows, block, workspace)
+    d = workspace.narrow("gradients", products, projection.weight.dtype)
+    tile = projection.tile(products, rows, block, statistics)
+    projection.kernels.gradients(tile, upstream.rows(rows), d, workspace)
+    return d
 
 
 class _WeightBlock:

@@ -128,7 +128,7 @@ class _Sweep:
 
     def _chunk(self, rows: slice) -> Upstream:
         projection, workspace = self._projection, self._workspace
-        logits = workspace.given_product("logits", projection.hidden[rows], projection.weight.t())
+        logits = workspace.product("logits", projection.hidden[rows], projection.weight.t())
         for columns in self._columns(rows):
             products = workspace.widened("products", logits[:, columns])
             tile = projection.tile(products, rows, columns, self.statistics)

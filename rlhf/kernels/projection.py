@@ -40,8 +40,8 @@ class Projection:
 
     @property
     def kernels(self) -> RowKernels:
-        """Those of the device."""
-        return row_kernels(self.device)
+        """Those of the device and dtype."""
+        return row_kernels(self.device, self.hidden.dtype)
 
     def take(self, rows: Tensor) -> Projection:
         """Some of the rows, copied together."""

@@ -46,7 +46,7 @@ class _RowLogprobs(Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, reading: Reading) -> tuple[Tensor, Tensor]:
         found = Statistics.start(len(logits), wide(logits.dtype), logits.device)
-        workspace, kernels = Workspace(logits.device), row_kernels(logits.device)
+        workspace, kernels = Workspace(logits.device), row_kernels(logits.device, logits.dtype)
         for _, tile in _tiles(logits, reading, found, workspace):
             kernels.add_statistics(tile, workspace, entropy=True)
         ctx.save_for_backward(logits)
@@ -62,7 +62,7 @@ class _RowLogprobs(Function):
         (logits,) = ctx.saved_tensors
         upstream = Upstream(logprobs=g, entropies=h).contiguous()
         gradient = torch.empty_like(logits)
-        workspace, kernels = Workspace(logits.device), row_kernels(logits.device)
+        workspace, kernels = Workspace(logits.device), row_kernels(logits.device, logits.dtype)
         for rows, tile in _tiles(logits, ctx.reading, ctx.statistics, workspace):
             if not logits.is_cuda and tile.products.dtype == logits.dtype:
                 tile.products = workspace.like("products", tile.products).copy_(tile.products)

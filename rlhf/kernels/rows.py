@@ -1,6 +1,7 @@
 """What the row kernels are given and what they keep, and which of them a device gets.
 
-Two back ends have the same two functions, :mod:`rlhf.kernels.torch_rows` and :mod:`rlhf.kernels.triton_rows`.
+Three back ends have the same two functions: :mod:`rlhf.kernels.torch_rows`, :mod:`rlhf.kernels.cpu_head` and
+:mod:`rlhf.kernels.triton_rows`.
 """
 
 from __future__ import annotations
@@ -136,12 +137,12 @@ class RowKernels(Protocol):
         """
 
 
-def row_kernels(device: torch.device) -> RowKernels:
-    """Triton's on a GPU (torch's CUDA build brings it), torch's elsewhere."""
+def row_kernels(device: torch.device, dtype: torch.dtype) -> RowKernels:
+    """Triton's on a GPU (torch's CUDA build brings it); elsewhere C++ for what it has, else torch's."""
     if device.type == "cuda":
         from rlhf.kernels import triton_rows
 
         return triton_rows
-    from rlhf.kernels import torch_rows
+    from rlhf.kernels import cpu_head, torch_rows
 
-    return torch_rows
+    return cpu_head if cpu_head.has_rows(dtype) else torch_rows

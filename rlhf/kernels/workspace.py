@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from rlhf.kernels import cpu_products
+
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype that sums are made in: float32, or float64 for exact tests."""
@@ -47,20 +49,19 @@ class Workspace:
     def product(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         """a·b (m, n) in the wide dtype, in buffer ``name``.
 
-        A CPU's library rounds the result of a bfloat16 product to bfloat16; CUDA's does not.
+        CUDA's library gives it; a CPU's rounds the result of a bfloat16 product to bfloat16, whose logits
+        would be wrong by up to 2⁻⁹ of their size, so there the factors are widened.
         """
         out = self.take(name, (a.shape[0], b.shape[1]), wide(a.dtype))
         if a.dtype == out.dtype:
             return torch.mm(a, b, out=out)
         if a.is_cuda:
             return torch.mm(a, b, out_dtype=out.dtype, out=out)
-        return out.copy_(self.given_product("narrow", a, b))
+        return self._widened_product(name, a, b)
 
-    def given_product(self, name: str, a: Tensor, b: Tensor) -> Tensor:
-        """a·b (m, n) in buffer ``name``, in the widest dtype that the library gives: see :meth:`product`."""
-        if a.is_cuda:
-            return self.product(name, a, b)
-        return torch.mm(a, b, out=self.take(name, (a.shape[0], b.shape[1]), a.dtype))
+    def _widened_product(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        left, right = (self.widened(f"{name} {side}", x) for side, x in (("left", a), ("right", b)))
+        return torch.mm(left, right, out=self.take(name, (a.shape[0], b.shape[1]), left.dtype))
 
     def widened(self, name: str, tile: Tensor) -> Tensor:
         """``tile`` in the wide dtype: itself where it has it, else a copy in buffer ``name``."""
@@ -74,9 +75,11 @@ class Workspace:
 
     def add_product(self, total: Tensor, a: Tensor, b: Tensor) -> None:
         """total += a·b, with ``total`` (m, n) in the wide dtype."""
+        if cpu_products.add_product(total, a, b):
+            return
         if a.dtype == total.dtype:
             torch.addmm(total, a, b, out=total)
         elif a.is_cuda:
             torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
         else:
-            total.add_(self.given_product("narrow", a, b))
+            total.add_(self._widened_product("sum", a, b))
