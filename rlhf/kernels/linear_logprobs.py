@@ -109,7 +109,8 @@ def differentiate(
     count, columns = projection.shape
     workspace = Workspace(projection.device)
     gradients = _empty(projection, wanted)
-    blocks, height = column_blocks(count, columns, projection.device)
+    fused = cpu_head.has_head(projection)
+    blocks, height = column_blocks(count, columns, projection.device, fused=fused)
     for block in blocks:
         total = _WeightBlock(projection, block, count > height, workspace)
         for rows in spans(count, height):

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from rlhf.kernels import cpu_head
 from rlhf.kernels.arguments import Tokens, flatten
 from rlhf.kernels.projection import Projection, empty_gradients
 from rlhf.kernels.rows import Reading, Statistics, Upstream
@@ -114,47 +115,66 @@ class _Sweep:
     ) -> None:
         self._projection, self._derivative = projection, derivative
         self._workspace = Workspace(projection.device)
+        self._chunks = list(sweep_rows(projection.hidden, projection.weight))
         self.statistics = Statistics.start(projection.shape[0], projection.dtype, projection.device)
-        self.gradients = empty_gradients(projection, wanted)
+        self.gradients = empty_gradients(projection, (wanted[0], wanted[1] and not self._once, wanted[2]))
+        if wanted[1] and self._once:
+            self.gradients.weight = torch.empty_like(projection.weight)
+
+    @property
+    def _once(self) -> bool:
+        """Whether each element of dW is written once, and so in its own dtype."""
+        return len(self._chunks) == 1
 
     def run(self) -> Tensor:
         """(M,) the loss of each token."""
-        projection = self._projection
-        chunks = sweep_rows(*projection.shape, projection.device, projection.hidden.dtype)
-        used = [self._chunk(rows) for rows in chunks]
+        used = [self._chunk(rows) for rows in self._chunks]
         loss, g, h = self._derivative(self.statistics)
         _expect_elementwise(used, g, h)
         return loss
 
     def _chunk(self, rows: slice) -> Upstream:
-        projection, workspace = self._projection, self._workspace
-        logits = workspace.product("logits", projection.hidden[rows], projection.weight.t())
-        for columns in self._columns(rows):
-            products = workspace.widened("products", logits[:, columns])
-            tile = projection.tile(products, rows, columns, self.statistics)
-            projection.kernels.add_statistics(tile, workspace, entropy=True)
+        logits = self._measured(rows)
         _, g, h = self._derivative(self.statistics)
         upstream = Upstream(logprobs=g, entropies=h).rows(rows)
         self._differentiate(rows, logits, upstream)
         return upstream
 
+    def _measured(self, rows: slice) -> Tensor:
+        """(m, V) products in the wide dtype; the statistics of the rows are made on the way."""
+        projection, workspace = self._projection, self._workspace
+        if cpu_head.has_head(projection):
+            shape = (rows.stop - rows.start, projection.shape[1])
+            logits = workspace.take("logits", shape, projection.dtype)
+            cpu_head.measure(projection, rows, self.statistics, entropy=True, keep=logits)
+            return logits
+        logits = workspace.product("logits", projection.hidden[rows], projection.weight.t())
+        for columns in self._columns(rows):
+            tile = projection.tile(logits[:, columns], rows, columns, self.statistics)
+            projection.kernels.add_statistics(tile, workspace, entropy=True)
+        return logits
+
     def _differentiate(self, rows: slice, logits: Tensor, upstream: Upstream) -> None:
         """The chunk's logits become their gradient, block by block, and the gradient is used up."""
         projection, workspace, gradients = self._projection, self._workspace, self.gradients
-        gradient = workspace.narrow("gradients", logits, projection.weight.dtype)
+        hidden = projection.hidden[rows]
         for columns in self._columns(rows):
-            products, d = workspace.widened("products", logits[:, columns]), gradient[:, columns]
+            products = logits[:, columns]
+            d = workspace.narrow("gradients", products, projection.weight.dtype)
             tile = projection.tile(products, rows, columns, self.statistics)
             projection.kernels.gradients(tile, upstream, d, workspace)
-            if gradients.weight is not None:
-                workspace.add_product(gradients.weight[columns], d.t(), projection.hidden[rows])
+            if gradients.weight is not None and self._once:
+                torch.mm(d.t(), hidden, out=gradients.weight[columns])
+            elif gradients.weight is not None:
+                workspace.add_product(gradients.weight[columns], d.t(), hidden)
             if gradients.bias is not None:
                 gradients.bias[columns] += d.sum(0, dtype=gradients.bias.dtype)
-        if gradients.hidden is not None:
-            gradients.hidden[rows] = workspace.product("hidden", gradient, projection.weight)
+            if gradients.hidden is not None:
+                workspace.add_product(gradients.hidden[rows], d, projection.weight[columns])
 
     def _columns(self, rows: slice) -> Iterator[slice]:
-        return sweep_columns(rows.stop - rows.start, self._projection.shape[1], self._projection.device)
+        projection, fused = self._projection, cpu_head.has_head(self._projection)
+        return sweep_columns(rows.stop - rows.start, projection.shape[1], projection.device, fused=fused)
 
 
 def _expect_elementwise(used: list[Upstream], g: Tensor, h: Tensor | None) -> None:
@@ -198,9 +218,12 @@ class _LinearTokenLoss(Function):
         if ctx.gradients is None:
             raise RuntimeError("linear_token_loss: its gradients were already handed out; call it again")
         made, ctx.gradients = ctx.gradients, None
-        parts = (made.hidden, made.weight, made.bias)
+        parts = [part for part in (made.hidden, made.weight, made.bias) if part is not None]
+        if upstream.is_cuda or upstream != 1.0:  # a pass over dW; a GPU is not asked for the number
+            for part in parts:
+                part.mul_(upstream)
         return (
-            *(None if part is None else part.mul_(upstream).to(ctx.dtype) for part in parts),
+            *(None if part is None else part.to(ctx.dtype) for part in (made.hidden, made.weight, made.bias)),
             None,
             None,
         )

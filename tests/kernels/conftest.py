@@ -18,6 +18,7 @@ Oracle = Callable[..., TokenLogprobs]
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of at most 5 rows and 64 logits; a sweep holds three rows of 13 float64 logits."""
     monkeypatch.setattr(tiles, "CPU_TILE", 64)
+    monkeypatch.setattr(tiles, "CPU_BLOCK", 64)
     monkeypatch.setattr(tiles, "CPU_ROWS", 5)
     monkeypatch.setattr(tiles, "CPU_SWEEP_BYTES", 13 * 8 * 3)
 

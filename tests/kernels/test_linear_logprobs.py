@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
+from rlhf.kernels.cpu_products import multiplies
 from rlhf.kernels.linear_logprobs import linear_logprobs, linear_token_logprobs
 
 N, H, V = 11, 7, 13  # tiles of five rows and twelve columns: neither divides
@@ -214,6 +215,7 @@ def test_errors_are_no_larger_than_those_of_the_whole_logits(dtype: torch.dtype,
 def test_errors_do_not_grow_with_the_number_of_tiles(monkeypatch: pytest.MonkeyPatch, oracle: Any) -> None:
     many = errors(linear_logprobs, torch.bfloat16, oracle, 64, 1024)  # hundreds of tiles of 64 logits
     monkeypatch.setattr("rlhf.kernels.tiles.CPU_TILE", 1 << 20)
+    monkeypatch.setattr("rlhf.kernels.tiles.CPU_BLOCK", 1 << 20)
     monkeypatch.setattr("rlhf.kernels.tiles.CPU_ROWS", 4096)
     one = errors(linear_logprobs, torch.bfloat16, oracle, 64, 1024)
     for more, fewer in zip(many, one, strict=True):
@@ -271,7 +273,9 @@ def test_rows_without_gradient_cost_no_backward_and_masked_ones_nothing(watched:
 
 
 def test_bfloat16_makes_no_float32_product(watched: Any) -> None:
-    hidden, weight = normal(N, H).bfloat16().requires_grad_(), normal(V, H).bfloat16().requires_grad_()
+    if not multiplies(narrow=True):
+        pytest.skip("no compiled head: factors are widened instead")
+    hidden, weight = normal(N, 8).bfloat16().requires_grad_(), normal(V, 8).bfloat16().requires_grad_()
     linear_logprobs(hidden, weight, head()[2]).logprobs.sum().backward()
     assert watched.float32_products == 0
 
