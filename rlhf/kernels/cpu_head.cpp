@@ -31,6 +31,7 @@ struct Head {
   const float* upstream;         // (rows,) d loss / d log-prob
   const float* upstream_entropy; // (rows,) d loss / d entropy
   void* out;                     // (rows, columns) gradients of the products
+  double* lost;                  // (rows,) takes what is missing from the sum of the gradients: see rows.py
   float* products;               // (rows, columns) kept by statistics, read in place of hidden and weight
   int64_t rows, columns, width;
   int64_t hidden_stride, weight_stride, out_stride, products_stride;
@@ -88,13 +89,18 @@ inline float tangent(float x) {
   return std::copysign(-less / (2.0f + less), x);
 }
 
-inline void store(float* out, float value) { *out = value; }
+// Returns the value as it was stored.
+inline float store(float* out, float value) { return *out = value; }
 
-inline void store(BFloat16* out, float value) {
+inline float store(BFloat16* out, float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   out->x = static_cast<uint16_t>(value != value ? 0x7fc0u : rounded);
+  const uint32_t kept_bits = rounded << 16;
+  float kept;
+  std::memcpy(&kept, &kept_bits, sizeof kept);
+  return kept;
 }
 
 // Logits over the temperature of columns [column, column + count) of a row.
@@ -162,20 +168,17 @@ void differentiate(const Head& head, int64_t row, int64_t column, int64_t count,
   const float h = head.upstream_entropy ? head.upstream_entropy[row] : 0.0f;
   const float offset = share * (g - h * (head.weighted[row] / head.total[row])), rise = share * h;
   T* out = static_cast<T*>(head.out) + row * head.out_stride + column;
-  const int64_t place = head.targets[row] - head.first - column;
-  const bool here = place >= 0 && place < count;
+  const int32_t place = static_cast<int32_t>(std::clamp<int64_t>(head.targets[row] - head.first - column, -1, count));
   const float per_cap = head.softcap > 0 ? 1.0f / (head.softcap * head.cooling[row]) : 0.0f;
-  float hit = 0;
-  if (here) {
-    const float relative = z[place] - peak, t = z[place] * per_cap;
-    hit = ((offset + rise * relative) * raised(relative) + g * steepness) * (1.0f - t * t);
-  }
-#pragma omp simd
-  for (int64_t j = 0; j < count; ++j) {
+  const float expected = head.softcap > 0 ? 1.0f : 0.0f; // without a cap a row's gradients sum to nothing
+  float lost = 0;
+#pragma omp simd reduction(+ : lost)
+  for (int32_t j = 0; j < static_cast<int32_t>(count); ++j) {
     const float relative = z[j] - peak, t = z[j] * per_cap;
-    store(out + j, (offset + rise * relative) * raised(relative) * (1.0f - t * t));
+    const float d = ((offset + rise * relative) * raised(relative) + (j == place ? g * steepness : 0.0f)) * (1.0f - t * t);
+    lost += expected * d - store(out + j, d);
   }
-  if (here) store(out + place, hit);
+  if (head.lost) head.lost[row] += lost;
 }
 
 // Sixteen words of 32 bits.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 POINTERS = (
     *("hidden", "weight", "bias", "cooling", "targets", "peak", "total", "weighted", "target"),
-    *("upstream", "upstream_entropy", "out", "products"),
+    *("upstream", "upstream_entropy", "out", "lost", "products"),
 )
 SIZES = (
     *("rows", "columns", "width", "hidden_stride", "weight_stride", "out_stride", "products_stride"),
@@ -81,8 +81,9 @@ def differentiate(  # noqa: PLR0917  a tile of what the backward is made of
     statistics: Statistics,
     upstream: Upstream,
     out: Tensor,
+    lost: Tensor | None,
 ) -> None:
-    """d loss / d products of a tile into ``out`` (m, n), of the weight's dtype."""
+    """d loss / d products of a tile into ``out`` (m, n), of the weight's dtype; see `Tile.lost`."""
     _call(
         "head_gradients",
         projection.reading.rows(rows),
@@ -93,6 +94,7 @@ def differentiate(  # noqa: PLR0917  a tile of what the backward is made of
         first=columns.start,
         upstream=upstream.rows(rows),
         out=out,
+        lost=lost,
     )
 
 
@@ -120,6 +122,7 @@ def gradients(tile: Tile, upstream: Upstream, out: Tensor, workspace: Workspace)
         first=tile.first,
         upstream=upstream,
         out=out,
+        lost=tile.lost,
     )
 
 
@@ -135,6 +138,7 @@ def _call(
     products: Tensor | None = None,
     upstream: Upstream | None = None,
     out: Tensor | None = None,
+    lost: Tensor | None = None,
     entropy: bool = False,
 ) -> None:
     tensors: dict[str, Tensor | None] = {
@@ -148,6 +152,7 @@ def _call(
         "upstream": None if upstream is None else _column(upstream.logprobs, statistics.peak),
         "upstream_entropy": None if upstream is None else _column(upstream.entropies, statistics.peak),
         "out": out,
+        "lost": lost,
     }
     given: dict[str, Any] = {key: None if part is None else part.data_ptr() for key, part in tensors.items()}
     for key in ("hidden", "weight", "products", "out"):

@@ -109,12 +109,12 @@ def differentiate(
     count, columns = projection.shape
     workspace = Workspace(projection.device)
     gradients = _empty(projection, wanted)
-    fused = cpu_head.has_head(projection)
+    fused, lost = cpu_head.has_head(projection), projection.room_for_lost()
     blocks, height = column_blocks(count, columns, projection.device, fused=fused)
     for block in blocks:
         total = _WeightBlock(projection, block, count > height, workspace)
         for rows in spans(count, height):
-            d = _tile_gradient(projection, rows, block, statistics, upstream, workspace)
+            d = _tile_gradient(projection, rows, block, statistics, upstream, lost, workspace)
             if gradients.hidden is not None:
                 workspace.add_product(gradients.hidden[rows], d, projection.weight[block])
             if gradients.weight is not None:
@@ -123,6 +123,8 @@ def differentiate(
                 gradients.bias[block] += d.sum(0, dtype=gradients.bias.dtype)
         if gradients.weight is not None:
             total.write(gradients.weight[block])
+    if gradients.hidden is not None:
+        projection.restore(gradients.hidden, lost)
     return gradients
 
 
@@ -132,17 +134,20 @@ def _tile_gradient(  # noqa: PLR0917
     block: slice,
     statistics: Statistics,
     upstream: Upstream,
+    lost: Tensor | None,
     workspace: Workspace,
 ) -> Tensor:
     """(m, n) d loss / d products in the dtype of the weight, in the workspace."""
     if cpu_head.has_head(projection):
         shape = (rows.stop - rows.start, block.stop - block.start)
         d = workspace.take("gradients", shape, projection.weight.dtype)
-        cpu_head.differentiate(projection, rows, block, statistics, upstream, d)
+        cpu_head.differentiate(
+            projection, rows, block, statistics, upstream, d, None if lost is None else lost[rows]
+        )
         return d
     products = projection.products(rows, block, workspace)
     d = workspace.narrow("gradients", products, projection.weight.dtype)
-    tile = projection.tile(products, rows, block, statistics)
+    tile = projection.tile(products, rows, block, statistics, lost)
     projection.kernels.gradients(tile, upstream.rows(rows), d, workspace)
     return d
 

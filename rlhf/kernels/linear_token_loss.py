@@ -118,6 +118,7 @@ class _Sweep:
         self._chunks = list(sweep_rows(projection.hidden, projection.weight))
         self.statistics = Statistics.start(projection.shape[0], projection.dtype, projection.device)
         self.gradients = empty_gradients(projection, (wanted[0], wanted[1] and not self._once, wanted[2]))
+        self._lost = projection.room_for_lost()
         if wanted[1] and self._once:
             self.gradients.weight = torch.empty_like(projection.weight)
 
@@ -129,6 +130,8 @@ class _Sweep:
     def run(self) -> Tensor:
         """(M,) the loss of each token."""
         used = [self._chunk(rows) for rows in self._chunks]
+        if self.gradients.hidden is not None:
+            self._projection.restore(self.gradients.hidden, self._lost)
         loss, g, h = self._derivative(self.statistics)
         _expect_elementwise(used, g, h)
         return loss
@@ -161,7 +164,7 @@ class _Sweep:
         for columns in self._columns(rows):
             products = logits[:, columns]
             d = workspace.narrow("gradients", products, projection.weight.dtype)
-            tile = projection.tile(products, rows, columns, self.statistics)
+            tile = projection.tile(products, rows, columns, self.statistics, self._lost)
             projection.kernels.gradients(tile, upstream, d, workspace)
             if gradients.weight is not None and self._once:
                 torch.mm(d.t(), hidden, out=gradients.weight[columns])

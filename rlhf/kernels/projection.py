@@ -10,6 +10,9 @@ from torch import Tensor
 from rlhf.kernels.rows import Reading, RowKernels, Statistics, Tile, row_kernels
 from rlhf.kernels.workspace import Workspace, wide
 
+SAMPLE = 128
+"""Rows of the weight whose mean stands for that of all."""
+
 
 @dataclass(kw_only=True, slots=True)
 class Projection:
@@ -56,7 +59,30 @@ class Projection:
         """(n,) of these columns in the wide dtype."""
         return None if self.bias is None else self.bias[columns].to(self.dtype)
 
-    def tile(self, products: Tensor, rows: slice, columns: slice, statistics: Statistics) -> Tile:
+    def room_for_lost(self) -> Tensor | None:
+        """(M,) for :attr:`Tile.lost`; None where nothing is to be restored."""
+        if self.dtype == torch.float64 or self.weight.is_cuda:
+            return None
+        return self.hidden.new_zeros(len(self.hidden), dtype=torch.float64)
+
+    def restore(self, d_hidden: Tensor, lost: Tensor | None) -> None:
+        """Add to ``d_hidden`` (M, H) what rounding took from it along the mean row of the weight.
+
+        Exact gradients of a row's logits sum to nothing, rounded ones do not: where all rows of the weight
+        have much in common, as when all logits are near −1000, that sum times it drowns the rest.
+        """
+        if lost is not None:
+            sample = self.weight[:: max(len(self.weight) // SAMPLE, 1)]
+            d_hidden.addr_(lost.to(d_hidden.dtype), sample.mean(0, dtype=d_hidden.dtype))
+
+    def tile(
+        self,
+        products: Tensor,
+        rows: slice,
+        columns: slice,
+        statistics: Statistics,
+        lost: Tensor | None = None,
+    ) -> Tile:
         """The tile of these products."""
         return Tile(
             products=products,
@@ -64,6 +90,7 @@ class Projection:
             bias=self.block_bias(columns),
             reading=self.reading.rows(rows),
             statistics=statistics.rows(rows),
+            lost=None if lost is None else lost[rows],
         )
 
 

@@ -122,6 +122,12 @@ class Tile:
     """Of its rows."""
     statistics: Statistics
     """Of its rows, a view."""
+    lost: Tensor | None = None
+    """(m,) float64, a view: takes what rounding leaves missing from the sum of each row's gradients.
+
+    Without a cap a whole row sums to 0, so that is minus the sum; with one, what was lost in the last rounding.
+    None for float64, and on a GPU.
+    """
 
 
 class RowKernels(Protocol):
