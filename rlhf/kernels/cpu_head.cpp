@@ -46,6 +46,7 @@ struct Head {
 struct Product {
   const void* a; // (rows, depth), or (depth, rows) if transposed
   const void* b; // (depth, columns)
+  const float* centre; // (columns,) taken from every row of b; null: nothing; float32 only
   float* out;    // (rows, columns)
   int64_t rows, columns, depth;
   int64_t a_stride, b_stride, out_stride;
@@ -176,7 +177,8 @@ void differentiate(const Head& head, int64_t row, int64_t column, int64_t count,
   for (int32_t j = 0; j < static_cast<int32_t>(count); ++j) {
     const float relative = z[j] - peak, t = z[j] * per_cap;
     const float d = ((offset + rise * relative) * raised(relative) + (j == place ? g * steepness : 0.0f)) * (1.0f - t * t);
-    lost += expected * d - store(out + j, d);
+    const float kept = store(out + j, d);
+    lost += expected * d - (sizeof(T) == 2 ? kept : 0.0f); // float32 products take the mean row away first
   }
   if (head.lost) head.lost[row] += lost;
 }
@@ -275,11 +277,15 @@ void gather(const T* a, const Product& product, int64_t rows, int64_t depth, int
 }
 
 // (depth, count) of B as the products want it.
-inline void interleave(const float* b, int64_t stride, int64_t depth, int64_t count, float* out) {
-  for (int64_t k = 0; k < depth; ++k) std::memcpy(out + k * PANEL, b + k * stride, count * sizeof(float));
+inline void interleave(const float* b, int64_t stride, const float* centre, int64_t depth, int64_t count, float* out) {
+  for (int64_t k = 0; k < depth; ++k)
+    if (centre)
+      for (int64_t j = 0; j < count; ++j) out[k * PANEL + j] = b[k * stride + j] - centre[j];
+    else
+      std::memcpy(out + k * PANEL, b + k * stride, count * sizeof(float));
 }
 
-inline void interleave(const BFloat16* b, int64_t stride, int64_t depth, int64_t count, BFloat16* out) {
+inline void interleave(const BFloat16* b, int64_t stride, const float*, int64_t depth, int64_t count, BFloat16* out) {
   auto* pairs = reinterpret_cast<uint32_t*>(out);
   for (int64_t k = 0; k < depth; k += 2) {
     const auto* upper = reinterpret_cast<const uint16_t*>(b) + k * stride;
@@ -306,7 +312,7 @@ void accumulate(const Product& product) {
       const T* b = static_cast<const T*>(product.b) + start * product.b_stride;
 #pragma omp for
       for (int64_t p = 0; p < panels; ++p)
-        interleave(b + p * PANEL, product.b_stride, depth, std::min(PANEL, product.columns - p * PANEL), packed.data() + p * PANEL * DEPTH);
+        interleave(b + p * PANEL, product.b_stride, product.centre ? product.centre + p * PANEL : nullptr, depth, std::min(PANEL, product.columns - p * PANEL), packed.data() + p * PANEL * DEPTH);
 #pragma omp for
       for (int64_t row = 0; row < product.rows; row += height) {
         const int64_t rows = std::min(height, product.rows - row);

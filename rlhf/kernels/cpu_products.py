@@ -18,7 +18,7 @@ class Product(ctypes.Structure):
     """Kept the same as in ``cpu_head.cpp``."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("a", "b", "out")),
+        *((name, ctypes.c_void_p) for name in ("a", "b", "centre", "out")),
         *((name, ctypes.c_int64) for name in ("rows", "columns", "depth")),
         *((name, ctypes.c_int64) for name in ("a_stride", "b_stride", "out_stride", "threads")),
         ("a_transposed", ctypes.c_int32),
@@ -26,8 +26,8 @@ class Product(ctypes.Structure):
     )
 
 
-def add_product(total: Tensor, a: Tensor, b: Tensor) -> bool:
-    """total += a·b with every sum in float32, if it can be done here."""
+def add_product(total: Tensor, a: Tensor, b: Tensor, centre: Tensor | None = None) -> bool:
+    """total += a·(b − centre) with every sum in float32, if it can be done here; a centre is for float32."""
     if a.device.type != "cpu" or a.dtype not in NARROW or not multiplies(NARROW[a.dtype]):
         return False
     if 1 not in a.stride() or b.stride(1) != 1 or total.stride(1) != 1:
@@ -36,6 +36,7 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> bool:
     product = Product(
         a=a.data_ptr(),
         b=b.data_ptr(),
+        centre=None if centre is None else centre.data_ptr(),
         out=total.data_ptr(),
         rows=a.shape[0],
         columns=b.shape[1],

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from rlhf.kernels import cpu_head
 from rlhf.kernels.arguments import flatten
-from rlhf.kernels.projection import Gradients, Projection, empty_gradients
+from rlhf.kernels.projection import Gradients, Projection, empty_gradients, restore
 from rlhf.kernels.rows import Reading, Statistics, Upstream
 from rlhf.kernels.tiles import column_blocks, measuring_tiles
 from rlhf.kernels.workspace import Workspace, spans
@@ -109,14 +109,15 @@ def differentiate(
     count, columns = projection.shape
     workspace = Workspace(projection.device)
     gradients = _empty(projection, wanted)
-    fused, lost = cpu_head.has_head(projection), projection.room_for_lost()
+    fused, lost, mean_row = cpu_head.has_head(projection), projection.room_for_lost(), projection.mean_row()
     blocks, height = column_blocks(count, columns, projection.device, fused=fused)
     for block in blocks:
         total = _WeightBlock(projection, block, count > height, workspace)
         for rows in spans(count, height):
             d = _tile_gradient(projection, rows, block, statistics, upstream, lost, workspace)
             if gradients.hidden is not None:
-                workspace.add_product(gradients.hidden[rows], d, projection.weight[block])
+                centre = projection.centre(mean_row)
+                workspace.add_product(gradients.hidden[rows], d, projection.weight[block], centre)
             if gradients.weight is not None:
                 total.add(d, projection.hidden[rows], gradients.weight[block])
             if gradients.bias is not None:
@@ -124,7 +125,7 @@ def differentiate(
         if gradients.weight is not None:
             total.write(gradients.weight[block])
     if gradients.hidden is not None:
-        projection.restore(gradients.hidden, lost)
+        restore(gradients.hidden, lost, mean_row)
     return gradients
 
 
@@ -134,7 +135,7 @@ def _tile_gradient(  # noqa: PLR0917
     block: slice,
     statistics: Statistics,
     upstream: Upstream,
-    lost: Tensor | None,
+    lost: Tensor,
     workspace: Workspace,
 ) -> Tensor:
     """(m, n) d loss / d products in the dtype of the weight, in the workspace."""

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from rlhf.kernels import cpu_head
 from rlhf.kernels.arguments import Tokens, flatten
-from rlhf.kernels.projection import Projection, empty_gradients
+from rlhf.kernels.projection import Projection, empty_gradients, restore
 from rlhf.kernels.rows import Reading, Statistics, Upstream
 from rlhf.kernels.tiles import sweep_columns, sweep_rows
 from rlhf.kernels.workspace import Workspace
@@ -118,7 +118,7 @@ class _Sweep:
         self._chunks = list(sweep_rows(projection.hidden, projection.weight))
         self.statistics = Statistics.start(projection.shape[0], projection.dtype, projection.device)
         self.gradients = empty_gradients(projection, (wanted[0], wanted[1] and not self._once, wanted[2]))
-        self._lost = projection.room_for_lost()
+        self._lost, self._mean_row = projection.room_for_lost(), projection.mean_row()
         if wanted[1] and self._once:
             self.gradients.weight = torch.empty_like(projection.weight)
 
@@ -131,7 +131,7 @@ class _Sweep:
         """(M,) the loss of each token."""
         used = [self._chunk(rows) for rows in self._chunks]
         if self.gradients.hidden is not None:
-            self._projection.restore(self.gradients.hidden, self._lost)
+            restore(self.gradients.hidden, self._lost, self._mean_row)
         loss, g, h = self._derivative(self.statistics)
         _expect_elementwise(used, g, h)
         return loss
@@ -173,7 +173,8 @@ class _Sweep:
             if gradients.bias is not None:
                 gradients.bias[columns] += d.sum(0, dtype=gradients.bias.dtype)
             if gradients.hidden is not None:
-                workspace.add_product(gradients.hidden[rows], d, projection.weight[columns])
+                centre = projection.centre(self._mean_row)
+                workspace.add_product(gradients.hidden[rows], d, projection.weight[columns], centre)
 
     def _columns(self, rows: slice) -> Iterator[slice]:
         projection, fused = self._projection, cpu_head.has_head(self._projection)

@@ -59,21 +59,24 @@ class Projection:
         """(n,) of these columns in the wide dtype."""
         return None if self.bias is None else self.bias[columns].to(self.dtype)
 
-    def room_for_lost(self) -> Tensor | None:
-        """(M,) for :attr:`Tile.lost`; None where nothing is to be restored."""
-        if self.dtype == torch.float64 or self.weight.is_cuda:
-            return None
-        return self.hidden.new_zeros(len(self.hidden), dtype=torch.float64)
+    def mean_row(self) -> Tensor | None:
+        """(H,) of the weight, in the wide dtype; None for float64 and on a GPU, where nothing is restored.
 
-    def restore(self, d_hidden: Tensor, lost: Tensor | None) -> None:
-        """Add to ``d_hidden`` (M, H) what rounding took from it along the mean row of the weight.
-
-        Exact gradients of a row's logits sum to nothing, rounded ones do not: where all rows of the weight
-        have much in common, as when all logits are near −1000, that sum times it drowns the rest.
+        A row's gradients sum to nothing, but not once rounded, nor does a long sum of products: where the rows
+        of the weight have much in common, as when all logits are near −1000, that drowns the rest. So
+        float32 products take the mean row away first, and 16-bit ones get what rounding lost along it back.
         """
-        if lost is not None:
-            sample = self.weight[:: max(len(self.weight) // SAMPLE, 1)]
-            d_hidden.addr_(lost.to(d_hidden.dtype), sample.mean(0, dtype=d_hidden.dtype))
+        if self.dtype == torch.float64 or self.weight.is_cuda or 0 in self.weight.shape:
+            return None
+        return self.weight[:: max(len(self.weight) // SAMPLE, 1)].mean(0, dtype=self.dtype)
+
+    def centre(self, mean_row: Tensor | None) -> Tensor | None:
+        """What products with the weight take away first."""
+        return mean_row if self.weight.dtype == self.dtype else None
+
+    def room_for_lost(self) -> Tensor:
+        """(M,) for :attr:`Tile.lost`."""
+        return self.hidden.new_zeros(len(self.hidden), dtype=torch.float64)
 
     def tile(
         self,
@@ -113,3 +116,9 @@ def empty_gradients(projection: Projection, wanted: tuple[bool, bool, bool]) -> 
     return Gradients(
         *(new(shape, dtype=dtype) if want else None for shape, want in zip(shapes, wanted, strict=True))
     )
+
+
+def restore(d_hidden: Tensor, lost: Tensor, mean_row: Tensor | None) -> None:
+    """Add to ``d_hidden`` (M, H) what is due along the mean row of the weight: see `Projection.mean_row`."""
+    if mean_row is not None:
+        d_hidden.addr_(lost.to(d_hidden.dtype), mean_row)

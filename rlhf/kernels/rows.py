@@ -123,10 +123,9 @@ class Tile:
     statistics: Statistics
     """Of its rows, a view."""
     lost: Tensor | None = None
-    """(m,) float64, a view: takes what rounding leaves missing from the sum of each row's gradients.
+    """(m,) float64, a view: takes the sums of the gradients, less those of the gradients once rounded.
 
-    Without a cap a whole row sums to 0, so that is minus the sum; with one, what was lost in the last rounding.
-    None for float64, and on a GPU.
+    Without a cap the former are 0; float32 gradients are not rounded. See `Projection.mean_row`.
     """
 
 

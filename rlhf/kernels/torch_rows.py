@@ -53,10 +53,10 @@ def gradients(tile: Tile, upstream: Upstream, out: Tensor, workspace: Workspace)
         d.mul_(slope)
     if out is not d:
         out.copy_(d)
-    if tile.lost is not None:
-        tile.lost.sub_(out.sum(1, dtype=torch.float32))
-        if slope is not None:
-            tile.lost.add_(d.sum(1))
+        if tile.lost is not None:
+            tile.lost.sub_(out.sum(1, dtype=torch.float32))
+    if tile.lost is not None and slope is not None:
+        tile.lost.add_(d.sum(1))
 
 
 def bend(products: Tensor, bias: Tensor | None, reading: Reading, out: Tensor) -> Tensor:

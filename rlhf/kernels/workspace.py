@@ -73,10 +73,12 @@ class Workspace:
         """Room for ``tile`` in ``dtype``: the tile itself where that is its own."""
         return tile if tile.dtype == dtype else self.take(name, tuple(tile.shape), dtype)
 
-    def add_product(self, total: Tensor, a: Tensor, b: Tensor) -> None:
-        """total += a·b, with ``total`` (m, n) in the wide dtype."""
-        if cpu_products.add_product(total, a, b):
+    def add_product(self, total: Tensor, a: Tensor, b: Tensor, centre: Tensor | None = None) -> None:
+        """total += a·(b − centre), with ``total`` (m, n) in the wide dtype, and the centre (n,) too."""
+        if cpu_products.add_product(total, a, b, centre):
             return
+        if centre is not None:
+            b = torch.sub(b, centre, out=self.like("centred", b))
         if a.dtype == total.dtype:
             torch.addmm(total, a, b, out=total)
         elif a.is_cuda:
