@@ -49,7 +49,8 @@ def ran(installed: Path, *words: str, cwd: Path) -> str:
 
 def test_wheel_holds_every_module_and_every_file_of_the_configuration(wheel: Path) -> None:
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    modules = {file.relative_to(ROOT).as_posix() for file in (ROOT / "rlhf").rglob("*.py")}
+    sources = [*(ROOT / "rlhf").rglob("*.py"), *(ROOT / "rlhf").rglob("*.cpp")]
+    modules = {file.relative_to(ROOT).as_posix() for file in sources}
     presets = {
         f"rlhf/conf/{file.relative_to(ROOT / 'conf').as_posix()}" for file in (ROOT / "conf").rglob("*.yaml")
     }

@@ -62,8 +62,8 @@ class Projection:
     def mean_row(self) -> Tensor | None:
         """(H,) of the weight, in the wide dtype; None for float64 and on a GPU, where nothing is restored.
 
-        A row's gradients sum to nothing, but not once rounded, nor does a long sum of products: where the rows
-        of the weight have much in common, as when all logits are near −1000, that drowns the rest. So
+        A row's gradients sum to nothing, but not once rounded, nor does a long sum of products: where all
+        rows of the weight have much in common, as when all logits are near −1000, that drowns the rest. So
         float32 products take the mean row away first, and 16-bit ones get what rounding lost along it back.
         """
         if self.dtype == torch.float64 or self.weight.is_cuda or 0 in self.weight.shape:

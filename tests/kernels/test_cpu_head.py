@@ -1,0 +1,190 @@
+"""The same oracle for torch's operations and for the compiled head, in float32 and bfloat16."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlhf.kernels import cpu_build, cpu_head, cpu_products
+from rlhf.kernels.linear_logprobs import linear_logprobs
+from rlhf.kernels.linear_token_loss import linear_token_loss
+from rlhf.kernels.row_logprobs import row_logprobs
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+SHAPES = [
+    (5, 8, 29),
+    (70, 34, 1300),
+    (1, 2, 1),
+    (130, 6, 257),
+    (3, 7, 40),
+]  # the last for torch alone in bf16
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "cap and scale": {"softcap": 4.0, "scale": 1.7, "temperature": 0.7},
+    "bias and temperatures": {"bias": True, "temperature": True},
+}
+
+
+@pytest.fixture(params=["torch", "C++"])
+def back_end(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Takes the compiled head away, or skips where there is none."""
+    if request.param == "torch":
+        for module in (cpu_head, cpu_products):
+            monkeypatch.setattr(module, "library", lambda: None)
+        monkeypatch.setattr(cpu_products, "multiplies", lambda narrow: False)
+        monkeypatch.setattr(cpu_head, "multiplies", lambda narrow: False)
+    elif not cpu_products.multiplies(narrow=True):
+        pytest.skip("no compiler, or not a CPU for it")
+    return str(request.param)
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def problem(rows: int, width: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    hidden, weight = normal(rows, width, seed=1), 3 * normal(columns, width, seed=2) / width**0.5
+    targets = torch.randint(columns, (rows,), generator=torch.Generator().manual_seed(3))
+    return hidden.to(dtype), weight.to(dtype), targets
+
+
+def results(measure: Callable[..., Any], hidden: Tensor, weight: Tensor, *rest: Any, **options: Any) -> Any:
+    """Log-probs, entropies, d hidden and d weight for random upstream gradients, in float64."""
+    x, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    found = measure(x, w, *rest, **options)
+    g, h = normal(2, len(hidden), seed=4)
+    gradients = torch.autograd.grad((found.logprobs * g + found.entropies * h).sum(), (x, w))
+    return [part.detach().double() for part in (*found, *gradients)]
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.usefixtures("back_end")
+def test_both_give_the_numbers_of_float64(
+    shape: tuple[int, int, int], dtype: torch.dtype, options: dict[str, Any], oracle: Any
+) -> None:
+    hidden, weight, targets = problem(*shape, dtype)
+    options = dict(options)
+    if "bias" in options:
+        options["bias"] = normal(shape[2], seed=5).to(dtype)
+        options["temperature"] = 0.5 + normal(shape[0], seed=6).abs()
+    ours = results(linear_logprobs, hidden, weight, targets, **options)
+    if "bias" in options:
+        options["bias"] = options["bias"].double()
+    exact = results(oracle, hidden.double(), weight.double(), targets, **options)
+    for place, (mine, true) in enumerate(zip(ours, exact, strict=True)):
+        rounding = 0.02 if place > 1 and dtype == torch.bfloat16 else 1e-5  # of d, and of the results
+        assert (mine - true).abs().max() <= rounding * max(float(true.abs().max()), 1.0)
+
+
+@DTYPES
+@pytest.mark.parametrize("level", [-1000.0, -80.0])
+@pytest.mark.usefixtures("back_end")
+def test_what_all_logits_have_in_common_drowns_no_gradient(
+    level: float, dtype: torch.dtype, oracle: Any
+) -> None:
+    hidden, weight, targets = problem(40, 16, 1500, dtype)
+    hidden[:, -1], weight[:, -1] = 1.0, level
+    ours = results(linear_logprobs, hidden, weight, targets)
+    exact = results(oracle, hidden.double(), weight.double(), targets)
+    rounding = 0.02 if dtype == torch.bfloat16 else 2e-4  # of which the last feature would cost 1000 times
+    for mine, true in zip(ours, exact, strict=True):
+        assert (mine - true).abs().max() <= rounding * max(float(true.abs().max()), 1.0)
+
+
+@DTYPES
+@pytest.mark.parametrize("rows", [10, 60], ids=["one chunk", "several"])
+@pytest.mark.usefixtures("back_end")
+def test_one_sweep_gives_the_gradients_of_two_passes(
+    rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlhf.kernels.tiles.CPU_SWEEP_BYTES", 4 * 700 * 25)
+    hidden, weight, targets = problem(rows, 16, 700, dtype)
+    g, h = normal(2, rows, seed=4).float()
+    x, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    swept = linear_token_loss(x, w, targets, token_loss=lambda f: f.logprobs * g + f.entropies * h)
+    (0.5 * swept.loss).backward()
+    two = results(linear_logprobs, hidden, weight, targets)
+    rounding = 0.02 if dtype == torch.bfloat16 else 1e-5
+    for mine, true in zip((x.grad, w.grad), two[2:], strict=True):
+        assert (2 * mine.double() - true).abs().max() <= rounding * float(true.abs().max())
+
+
+@DTYPES
+@pytest.mark.usefixtures("back_end")
+def test_given_logits_give_the_numbers_of_float64(dtype: torch.dtype) -> None:
+    logits = (5 * normal(7, 2100, seed=1)).to(dtype)
+    targets = torch.arange(7) * 300
+    found, exact = row_logprobs(logits, targets, 0.9), row_logprobs(logits.double(), targets, 0.9)
+    for mine, true in zip(found, exact, strict=True):
+        torch.testing.assert_close(mine.double(), true, rtol=1e-5, atol=1e-5)
+
+
+def compiled() -> None:
+    if not cpu_products.multiplies(narrow=True):
+        pytest.skip("no compiler, or not a CPU for it")
+
+
+@DTYPES
+def test_a_row_has_the_same_bits_whatever_the_other_rows_and_the_threads(dtype: torch.dtype) -> None:
+    compiled()
+    hidden, weight, targets = problem(70, 34, 1300, dtype)
+    whole = linear_logprobs(hidden, weight, targets)
+    for rows in (slice(0, 1), slice(3, 50), slice(69, 70)):
+        part = linear_logprobs(hidden[rows], weight, targets[rows])
+        assert torch.equal(part.logprobs, whole.logprobs[rows])
+        assert torch.equal(part.entropies, whole.entropies[rows])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        other = results(linear_logprobs, hidden, weight, targets)
+    finally:
+        torch.set_num_threads(threads)
+    one = results(linear_logprobs, hidden, weight, targets)
+    assert all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
+
+
+def test_nan_states_give_nan_in_their_rows_alone() -> None:
+    compiled()
+    hidden, weight, targets = problem(6, 8, 40, torch.bfloat16)
+    hidden[2, 3] = float("nan")
+    logprobs = linear_logprobs(hidden, weight, targets).logprobs
+    assert torch.equal(logprobs.isnan(), torch.arange(6) == 2)
+
+
+def test_without_a_compiler_one_line_is_logged_and_torch_does_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    cpu_build.library.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            assert cpu_build.library() is None
+            assert cpu_build.library() is None
+    finally:
+        cpu_build.library.cache_clear()
+    (line,) = caplog.messages
+    assert "no-such-compiler" in line
+    assert "\n" not in line
+
+
+def test_a_source_that_does_not_compile_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "wrong.cpp"
+    source.write_text("int wrong = ;")
+    monkeypatch.setattr(cpu_build, "SOURCE", source)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    cpu_build.library.cache_clear()
+    try:
+        assert cpu_build.library() is None
+    finally:
+        cpu_build.library.cache_clear()
+    assert len(caplog.messages) == 1
+    assert list(tmp_path.rglob("*.so")) == []
