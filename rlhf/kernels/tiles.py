@@ -19,8 +19,10 @@ GPU_TILE = 1 << 28
 """Logits of a GPU's tile: 1 GiB in float32."""
 GPU_ROWS = 65536
 """Rows of a GPU's backward tile at most, so that it is at least 4096 columns wide."""
-CPU_SWEEP_BYTES = 112 << 20
-"""Logits of all columns that a sweep holds on a CPU. Each further chunk of rows passes over dW once more."""
+CPU_SWEEP_BYTES = 32 << 20
+"""Logits of all columns that a sweep holds on a CPU: memory beyond the caches costs page faults."""
+CPU_SWEEP_ROWS = 160
+"""Or that many rows, if they are more: each further chunk of rows passes over dW once more."""
 
 
 def measuring_tiles(rows: int, columns: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
@@ -53,7 +55,7 @@ def sweep_rows(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
     """
     (rows, width), columns = hidden.shape, weight.shape[0]
     itemsize = wide(weight.dtype).itemsize
-    held = GPU_TILE if weight.is_cuda else CPU_SWEEP_BYTES // itemsize
+    held = GPU_TILE if weight.is_cuda else max(CPU_SWEEP_BYTES // itemsize, CPU_SWEEP_ROWS * columns)
     if weight.dtype.itemsize < itemsize and rows <= width and not weight.is_cuda:
         held = rows * columns
     return spans(rows, max(held // columns, 1))

@@ -20,6 +20,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "CPU_TILE", 64)
     monkeypatch.setattr(tiles, "CPU_BLOCK", 64)
     monkeypatch.setattr(tiles, "CPU_ROWS", 5)
+    monkeypatch.setattr(tiles, "CPU_SWEEP_ROWS", 1)
     monkeypatch.setattr(tiles, "CPU_SWEEP_BYTES", 13 * 8 * 3)
 
 

@@ -104,6 +104,7 @@ def test_one_sweep_gives_the_gradients_of_two_passes(
     rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rlhf.kernels.tiles.CPU_SWEEP_BYTES", 4 * 700 * 25)
+    monkeypatch.setattr("rlhf.kernels.tiles.CPU_SWEEP_ROWS", 1)
     hidden, weight, targets = problem(rows, 16, 700, dtype)
     g, h = normal(2, rows, seed=4).float()
     x, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
