@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from rlhf.kernels import cpu_head
 from rlhf.kernels.arguments import flatten
 from rlhf.kernels.projection import Gradients, Projection, empty_gradients, restore
-from rlhf.kernels.rows import Reading, Statistics, Upstream
+from rlhf.kernels.rows import Reading, Statistics, Upstream, nonzero_rows
 from rlhf.kernels.tiles import column_blocks, measuring_tiles
 from rlhf.kernels.workspace import Workspace, spans
 from rlhf.ops.logprobs import TokenLogprobs
@@ -219,18 +219,10 @@ def _compacted(
     projection: Projection, statistics: Statistics, upstream: Upstream, wanted: tuple[bool, bool, bool]
 ) -> Gradients:
     """:func:`differentiate` over the rows that have an upstream gradient; counting them is the only sync."""
-    active = _nonzero_rows(upstream, projection.reading.targets)
+    active = nonzero_rows(upstream, projection.reading.targets)
     if len(active) == projection.shape[0]:
         return differentiate(projection, statistics, upstream, wanted)
     made = differentiate(projection.take(active), statistics.rows(active), upstream.rows(active), wanted)
     if made.hidden is not None:
         made.hidden = made.hidden.new_zeros(projection.hidden.shape).index_copy_(0, active, made.hidden)
     return made
-
-
-def _nonzero_rows(upstream: Upstream, targets: Tensor) -> Tensor:
-    active = torch.zeros_like(targets, dtype=torch.bool)
-    for gradient in (upstream.logprobs, upstream.entropies):
-        if gradient is not None:
-            active |= gradient != 0
-    return active.nonzero().squeeze(1)

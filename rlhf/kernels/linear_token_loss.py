@@ -9,6 +9,7 @@ upstream scalar.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from rlhf.kernels import cpu_head
 from rlhf.kernels.arguments import Tokens, flatten
 from rlhf.kernels.projection import Projection, empty_gradients, restore
-from rlhf.kernels.rows import Reading, Statistics, Upstream
+from rlhf.kernels.rows import Reading, Statistics, Upstream, nonzero_rows
 from rlhf.kernels.tiles import sweep_columns, sweep_rows
 from rlhf.kernels.workspace import Workspace
 from rlhf.ops.logprobs import TokenLogprobs
@@ -107,6 +108,15 @@ class _Derivative:
         return flat.contiguous() if kept is None else flat[kept]
 
 
+@dataclass(kw_only=True, slots=True)
+class _Chunk:
+    """The rows of a chunk that have a gradient."""
+
+    projection: Projection
+    statistics: Statistics
+    upstream: Upstream
+
+
 class _Sweep:
     """The chunks of one call: statistics, derivative and gradients of each before the next."""
 
@@ -118,7 +128,7 @@ class _Sweep:
         self._chunks = list(sweep_rows(projection.hidden, projection.weight))
         self.statistics = Statistics.start(projection.shape[0], projection.dtype, projection.device)
         self.gradients = empty_gradients(projection, (wanted[0], wanted[1] and not self._once, wanted[2]))
-        self._lost, self._mean_row = projection.room_for_lost(), projection.mean_row()
+        self._mean_row = projection.mean_row()
         if wanted[1] and self._once:
             self.gradients.weight = torch.empty_like(projection.weight)
 
@@ -130,8 +140,6 @@ class _Sweep:
     def run(self) -> Tensor:
         """(M,) the loss of each token."""
         used = [self._chunk(rows) for rows in self._chunks]
-        if self.gradients.hidden is not None:
-            restore(self.gradients.hidden, self._lost, self._mean_row)
         loss, g, h = self._derivative(self.statistics)
         _expect_elementwise(used, g, h)
         return loss
@@ -158,23 +166,53 @@ class _Sweep:
         return logits
 
     def _differentiate(self, rows: slice, logits: Tensor, upstream: Upstream) -> None:
-        """The chunk's logits become their gradient, block by block, and the gradient is used up."""
-        projection, workspace, gradients = self._projection, self._workspace, self.gradients
-        hidden = projection.hidden[rows]
+        """The chunk's logits become their gradient; on a CPU those of rows that have one."""
+        projection, gradients = self._projection, self.gradients
+        index = torch.arange(rows.start, rows.stop, device=logits.device)
+        active = None if logits.is_cuda else nonzero_rows(upstream, index)
+        if active is not None and len(active) < len(index):
+            index, upstream = index[active], upstream.rows(active)
+        else:
+            active = None
+        chunk = _Chunk(
+            projection=projection.take(index), statistics=self.statistics.rows(index), upstream=upstream
+        )
+        lost = projection.room_for_lost()[: len(index)]
+        d_hidden = None
+        if gradients.hidden is not None:
+            d_hidden = gradients.hidden.new_zeros(len(index), gradients.hidden.shape[1])
         for columns in self._columns(rows):
-            products = logits[:, columns]
-            d = workspace.narrow("gradients", products, projection.weight.dtype)
-            tile = projection.tile(products, rows, columns, self.statistics, self._lost)
-            projection.kernels.gradients(tile, upstream, d, workspace)
-            if gradients.weight is not None and self._once:
-                torch.mm(d.t(), hidden, out=gradients.weight[columns])
-            elif gradients.weight is not None:
-                workspace.add_product(gradients.weight[columns], d.t(), hidden)
-            if gradients.bias is not None:
-                gradients.bias[columns] += d.sum(0, dtype=gradients.bias.dtype)
-            if gradients.hidden is not None:
-                centre = projection.centre(self._mean_row)
-                workspace.add_product(gradients.hidden[rows], d, projection.weight[columns], centre)
+            self._differentiate_block(chunk, logits, active, columns, d_hidden, lost)
+        if gradients.hidden is not None and d_hidden is not None:
+            restore(d_hidden, lost, self._mean_row)
+            gradients.hidden.index_copy_(0, index, d_hidden)
+
+    def _differentiate_block(  # noqa: PLR0917
+        self,
+        chunk: _Chunk,
+        logits: Tensor,
+        active: Tensor | None,
+        columns: slice,
+        d_hidden: Tensor | None,
+        lost: Tensor,
+    ) -> None:
+        """Some columns: the gradient is used up."""
+        head, workspace, gradients = chunk.projection, self._workspace, self.gradients
+        products = logits[:, columns]
+        if active is not None:
+            room = workspace.take("active", (len(active), products.shape[1]), products.dtype)
+            products = torch.index_select(products, 0, active, out=room)
+        d = workspace.narrow("gradients", products, head.weight.dtype)
+        tile = head.tile(products, slice(0, len(products)), columns, chunk.statistics, lost)
+        head.kernels.gradients(tile, chunk.upstream, d, workspace)
+        if gradients.weight is not None and self._once:
+            torch.mm(d.t(), head.hidden, out=gradients.weight[columns])
+        elif gradients.weight is not None:
+            workspace.add_product(gradients.weight[columns], d.t(), head.hidden)
+        if gradients.bias is not None:
+            gradients.bias[columns] += d.sum(0, dtype=gradients.bias.dtype)
+        if d_hidden is not None:
+            workspace.add_product(d_hidden, d, head.weight[columns], head.centre(self._mean_row))
 
     def _columns(self, rows: slice) -> Iterator[slice]:
         projection, fused = self._projection, cpu_head.has_head(self._projection)

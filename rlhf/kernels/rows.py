@@ -142,6 +142,15 @@ class RowKernels(Protocol):
         """
 
 
+def nonzero_rows(upstream: Upstream, like: Tensor) -> Tensor:
+    """Indices of the rows, as many as ``like``, that have an upstream gradient; counting them is a sync."""
+    active = torch.zeros_like(like, dtype=torch.bool)
+    for gradient in (upstream.logprobs, upstream.entropies):
+        if gradient is not None:
+            active |= gradient != 0
+    return active.nonzero().squeeze(1)
+
+
 def row_kernels(device: torch.device, dtype: torch.dtype) -> RowKernels:
     """Triton's on a GPU (torch's CUDA build brings it); elsewhere C++ for what it has, else torch's."""
     if device.type == "cuda":

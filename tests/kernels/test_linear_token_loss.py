@@ -71,8 +71,16 @@ def test_one_sweep_gives_the_numbers_of_forward_and_backward(loss: Any, options:
 
 def test_three_products(watched: Any) -> None:
     hidden, weight, targets = head()
-    linear_token_loss(hidden, weight, targets, token_loss=LOSSES["clipped"]).loss.backward()
+    linear_token_loss(hidden, weight, targets, token_loss=lambda f: -f.logprobs).loss.backward()
     assert watched.multiplications == 3 * N * H * V
+
+
+def test_rows_without_gradient_cost_one_product(watched: Any) -> None:
+    hidden, weight, targets = head()
+    counts = torch.arange(N) % 2  # 0 and 1
+    linear_token_loss(hidden, weight, targets, token_loss=lambda f: counts * f.logprobs).loss.backward()
+    assert watched.multiplications == (N + 2 * int(counts.sum())) * H * V
+    assert (hidden.grad[counts == 0] == 0).all()
 
 
 def test_one_product_without_gradients(watched: Any) -> None:
