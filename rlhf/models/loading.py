@@ -143,7 +143,7 @@ def expect_rows_apart(wrapper: Actor | ScalarModel, name: str) -> None:
     if not gap <= tolerance:
         kind = type(wrapper.model).__name__
         raise ValueError(
-            f"{name}: rows of {kind} end to end differ from single ones by {gap:.2g}: packed=false"
+            f"{name}: rows of {kind} end to end differ from single ones by {gap:.2g}; set packed=false"
         )
 
 

@@ -45,12 +45,12 @@ def pack(model: Any) -> None:
     others = set(getattr(model.config, "layer_types", None) or ()) - KNOWN
     if others:
         raise ValueError(
-            f"{kind} has layers of {sorted(others)[0]}, which rows end to end would mix: packed=false"
+            f"{kind} has layers of {sorted(others)[0]}, which rows end to end would mix; set packed=false"
         )
     if given == "sdpa":
         model.set_attn_implementation(NAME)
     if model.config._attn_implementation != NAME:
-        raise ValueError(f"{kind} has {given} attention, rows end to end need sdpa: packed=false")
+        raise ValueError(f"{kind} has {given} attention, rows end to end need sdpa; set packed=false")
 
 
 def packed_states(model: Any, tokens: Tensor, attention_mask: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from rlhf.trainers import micro_batches
 from rlhf.trainers.micro_batches import Cut, alike, by_length, exact_div, held_out, level
 
 
@@ -72,6 +73,18 @@ def test_equal_rows_are_cut_equally_wherever_they_stand() -> None:
     lengths = lognormal(50)
     cut = Cut(rows=1, tokens=1500, packed=True)
     assert [g.tolist() for g in cut(lengths)] == [g.tolist() for g in cut(lengths.clone())]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_rank_makes_as_many_passes_as_the_one_that_needs_most(
+    packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths, cut = lognormal(20), Cut(rows=1, tokens=1500, packed=packed)
+    own = len(cut(lengths))
+    monkeypatch.setattr(micro_batches, "all_max", lambda count: count + 3)
+    groups = cut(lengths)
+    assert len(groups) == own + 3
+    assert all(len(group) > 0 for group in groups)
 
 
 def test_counting_rows_is_by_length() -> None:
