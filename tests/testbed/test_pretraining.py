@@ -15,6 +15,7 @@ from rlhf.data.fitting import Report
 from rlhf.data.loaded import SupervisedSet
 from rlhf.distributed.runtime import Runtime
 from rlhf.trainers.policy_gradient import PolicyGradientTrainer
+from rlhf.trainers.micro_batches import Cut
 from rlhf.trainers.pretraining import Pretraining
 from tests.testbed import table
 from tests.testbed.tree import Testbed
@@ -62,7 +63,7 @@ def with_texts(bed: Testbed, gamma: float) -> PolicyGradientTrainer:
     trained.pretraining = Pretraining(
         rows=rows,
         batch_size=len(encoded),
-        micro_rows=len(encoded),
+        cut=Cut(rows=len(encoded)),
         seed=0,
         runtime=Runtime(0, 1, 0, torch.device("cpu")),
     )

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from rlhf.trainers import micro_batches
-from rlhf.trainers.micro_batches import Cut, alike, by_length, exact_div, held_out, level
+from rlhf.trainers.micro_batches import Cut, alike, by_length, exact_div, held_out, level, needed
 
 
 def test_exact_division() -> None:
@@ -97,3 +97,8 @@ def test_sizes_are_shared_out_over_the_ranks(rows: int, tokens: int | None, name
     assert Cut.shared(4, 8, 2, packed=True) == Cut(rows=2, tokens=4, packed=True)
     with pytest.raises(ValueError, match=rf"{name} cannot be shared out equally over ranks=2"):
         Cut.shared(rows, tokens, 2, packed=False)
+
+
+def test_one_group_more_where_longest_first_does_not_fit() -> None:
+    assert needed([3, 3, 2, 2, 2], 6) == 3  # 3+3 and 2+2+2 would fit; dealt out they are 3+2+2 and 3+2
+    assert needed([3, 3, 2, 2, 2], 7) == 2
