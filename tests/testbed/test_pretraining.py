@@ -14,8 +14,8 @@ from rlhf.data.encoding import Encoded
 from rlhf.data.fitting import Report
 from rlhf.data.loaded import SupervisedSet
 from rlhf.distributed.runtime import Runtime
-from rlhf.trainers.policy_gradient import PolicyGradientTrainer
 from rlhf.trainers.micro_batches import Cut
+from rlhf.trainers.policy_gradient import PolicyGradientTrainer
 from rlhf.trainers.pretraining import Pretraining
 from tests.testbed import table
 from tests.testbed.tree import Testbed
