@@ -63,6 +63,12 @@ class Job:
     """When to evaluate and to save."""
     micro_batch_size: int = 32
     """Rows of one forward and backward pass, over all ranks; changes memory, not the update."""
+    micro_batch_tokens: int | None = None
+    """Tokens of one forward and backward pass, over all ranks, in place of rows: passes are then equally
+    full. A longer row is alone in one. Null counts rows."""
+    packed: bool = True
+    """Rows run end to end and nothing is computed on padding, with the same result; false pads them, for
+    models whose attention knows no rows."""
     non_finite: NonFinite = NonFinite.stop
     """At a NaN in a score, log-prob, value, loss or gradient: name it, and stop or skip the step."""
     timeout_minutes: float = 30.0
@@ -71,6 +77,8 @@ class Job:
     def __post_init__(self) -> None:
         """Refuse counts that are not positive."""
         _expect_positive(self, "micro_batch_size", "timeout_minutes")
+        if self.micro_batch_tokens is not None:
+            _expect_positive(self, "micro_batch_tokens")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -252,6 +252,7 @@ OUT_OF_RANGE = [
     ("sft", "batch_size=0"),
     ("sft", "epochs=0"),
     ("sft", "micro_batch_size=-1"),
+    ("rl", "micro_batch_tokens=0"),
     ("sft", "timeout_minutes=0"),
     ("sft", "cadence.evaluate_every=-1"),
     ("sft", "cadence.keep_checkpoints=0"),

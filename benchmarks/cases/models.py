@@ -48,9 +48,9 @@ class Size:
             torch.manual_seed(seed)
             return LlamaForCausalLM(self.config())
 
-    def actor(self, seed: int = 0) -> Actor:
+    def actor(self, seed: int = 0, *, packed: bool = False) -> Actor:
         """The same in our wrapper."""
-        return Actor(self.causal_lm(seed))
+        return Actor(self.causal_lm(seed), packed=packed)
 
     def flops(self, lengths: torch.Tensor) -> float:
         """Of one training step's matrix products over rows of these lengths: causal attention, the head.

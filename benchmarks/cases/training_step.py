@@ -39,7 +39,11 @@ def run(bench: Bench) -> Iterator[Line]:
         cell = f"SFT {size.name}, {rows} rows, fill {step.fill:.2f}"
         right = {"loss": step.loss().reshape(1)}
         given = step.given(bench)
-        contenders = [step.ours(bench, right), step.padded(bench, right)]
+        contenders = [
+            step.ours(bench, right, packed=True),
+            step.ours(bench, right, packed=False),
+            step.padded(bench, right),
+        ]
         for name in ("trl sft", "trl sft padding-free"):
             contenders.append(there(bench, name, given, right))
         outcome = contest(replace(bench, least=min(bench.least, 2)), cell, contenders)
@@ -47,6 +51,8 @@ def run(bench: Bench) -> Iterator[Line]:
         yield from outcome.lines
         wanted = 0.9 / step.fill
         yield at_least(cell, "times the padded loop's speed", outcome.ratio("padded loop", "rlhf"), wanted)
+        sorted_rows = outcome.ratio("rlhf padded", "rlhf")
+        yield at_least(cell, "times our own speed on padded rows", sorted_rows, 1.0)
         yield at_least(cell, "times TRL's speed", outcome.ratio("trl sft", "rlhf"), 2.0)
         free = outcome.ratio("trl sft padding-free", "rlhf")
         yield at_least(cell, "times TRL's padding-free speed", free, 1.1)
@@ -107,9 +113,13 @@ class Step:
             "micro": self.micro,
         }
 
-    def ours(self, bench: Bench, right: dict[str, Tensor]) -> Contender:
-        """The product's own trainer with its plain engine."""
-        actor = self.size.actor()
+    def ours(self, bench: Bench, right: dict[str, Tensor], *, packed: bool) -> Contender:
+        """The product's own trainer with its plain engine.
+
+        Packed, micro-batches hold as many tokens as `micro` rows have on average; padded, `micro` rows.
+        """
+        actor = self.size.actor(packed=packed)
+        budget = -(-int(self.lengths.sum()) * self.micro // len(self.rows))
         trainer = SupervisedTrainer(
             engine=TorchEngine(actor, AdamW(lr=RATE)(actor), name="actor", clip=1.0),
             train=_data(self.rows),
@@ -117,6 +127,7 @@ class Step:
             schedule=Constant(),
             batch_size=len(self.rows),
             micro_batch_size=self.micro,
+            micro_batch_tokens=budget if packed else None,
             total=1_000_000,
             seed=0,
             runtime=Runtime(rank=0, world_size=1, local_rank=0, device=bench.device),
@@ -127,7 +138,8 @@ class Step:
             total, count = trainer.step().pairs["loss"]
             return judged({"loss": torch.tensor([float(total) / float(count)])}, right)
 
-        return Contender(name="rlhf", check=check, seconds=lambda: timed(trainer.step, bench.device))
+        name = "rlhf" if packed else "rlhf padded"
+        return Contender(name=name, check=check, seconds=lambda: timed(trainer.step, bench.device))
 
     def padded(self, bench: Bench, right: dict[str, Tensor]) -> Contender:
         """A plain loop over transformers' own model; micro-batches in the rows' order, each padded."""

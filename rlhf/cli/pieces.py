@@ -93,6 +93,7 @@ def load_reward(
     tokenizer: PreTrainedTokenizerBase,
     longest: Longest,
     micro_rows: int,
+    packed: bool = False,
 ) -> Reward:
     """The reward that a configuration names.
 
@@ -107,6 +108,7 @@ def load_reward(
             tokenizer=tokenizer,
             longest=longest,
             micro_rows=micro_rows,
+            packed=packed,
         )
         parts = {name: load(part) for name, part in source.parts.items()}
         return MixtureReward(parts=parts, weights=source.weights)
@@ -118,7 +120,11 @@ def load_reward(
     if not isinstance(source, RewardModel):
         raise ValueError("this command needs a reward: reward=model reward.path=…, or reward=function")
     model = load_scalar_model(
-        Pretrained(path=source.path), tokenizer, generator=generator(0, "unused"), fresh_head=False
+        Pretrained(path=source.path),
+        tokenizer,
+        generator=generator(0, "unused"),
+        fresh_head=False,
+        packed=packed,
     )
     longest.expect_room(model)
     if actor is not None:

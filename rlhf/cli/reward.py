@@ -23,6 +23,7 @@ def train(config: Reward, place: Place) -> None:
         generator=generator(config.seed, "weights"),
         fresh_head=True,
         gradient_checkpointing=config.gradient_checkpointing,
+        packed=config.packed,
     )
     longest(data, test).expect_room(model)
     engine = config.engine.train(model, config.optimizer(model), "reward")
@@ -34,6 +35,7 @@ def train(config: Reward, place: Place) -> None:
         schedule=config.schedule,
         batch_size=config.batch_size,
         micro_batch_size=config.micro_batch_size,
+        micro_batch_tokens=config.micro_batch_tokens,
         total=max(int(config.epochs * len(data)) // config.batch_size, 1),
         seed=config.seed,
         runtime=place.runtime,

@@ -30,7 +30,7 @@ from rlhf.rewards.sources import RewardModel
 from rlhf.rollout.texts import RolloutTexts
 from rlhf.seeding import generator
 from rlhf.trainers.collection import Prompts, Sizes
-from rlhf.trainers.micro_batches import exact_div
+from rlhf.trainers.micro_batches import Cut, exact_div
 from rlhf.trainers.policy_gradient import Models, PolicyGradientTrainer
 from rlhf.trainers.pretraining import Pretraining
 
@@ -49,6 +49,7 @@ def train(config: RL, place: Place) -> None:
         tokenizer,
         generator=generator(config.seed, "weights"),
         gradient_checkpointing=config.actor.gradient_checkpointing,
+        packed=config.packed,
     )
     sampler = sampler_for(actor, tokenizer, config.rollout.sampling)
     text = longest(prompts.rows, None if test is None else test.rows, new_tokens=sampler.max_new_tokens)
@@ -61,6 +62,7 @@ def train(config: RL, place: Place) -> None:
         tokenizer=tokenizer,
         longest=text,
         micro_rows=exact_div(config.micro_batch_size, ranks, "micro_batch_size", "ranks"),
+        packed=config.packed,
     )
     reference = _reference(config, actor, tokenizer, text)
     critic = _critic(config, actor, tokenizer, text)
@@ -84,6 +86,7 @@ def train(config: RL, place: Place) -> None:
             prompts=config.rollout.prompts,
             samples=config.rollout.samples,
             micro_batch=config.micro_batch_size,
+            micro_batch_tokens=config.micro_batch_tokens,
         ),
         exact_kl=config.rollout.exact_kl,
         schedule=config.schedule,
@@ -109,7 +112,9 @@ def _reference(
     if not config.measure_kl:
         return None
     source = config.actor.model if config.reference is None else Pretrained(path=config.reference)
-    reference = load_actor(source, tokenizer, generator=generator(config.seed, "weights"))
+    reference = load_actor(
+        source, tokenizer, generator=generator(config.seed, "weights"), packed=config.packed
+    )
     expect_same_vocabulary(actor, reference)
     text.expect_room(reference)
     return config.engine.inference(reference, "reference")
@@ -126,7 +131,9 @@ def _pretraining(
     return Pretraining(
         rows=rows,
         batch_size=config.pretraining.batch_size,
-        micro_rows=exact_div(config.micro_batch_size, runtime.world_size, "micro_batch_size", "ranks"),
+        cut=Cut.shared(
+            config.micro_batch_size, config.micro_batch_tokens, runtime.world_size, packed=config.packed
+        ),
         seed=config.seed,
         runtime=runtime,
     )
@@ -154,6 +161,7 @@ def _critic(config: RL, actor: Actor, tokenizer: PreTrainedTokenizerBase, text: 
         generator=generator(config.seed, "critic"),
         fresh_head=fresh_head,
         gradient_checkpointing=config.critic.gradient_checkpointing,
+        packed=config.packed,
     )
     expect_same_vocabulary(actor, critic)
     text.expect_room(critic)

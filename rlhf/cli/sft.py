@@ -30,6 +30,7 @@ def train(config: SFT, place: Place) -> None:
         tokenizer,
         generator=generator(config.seed, "weights"),
         gradient_checkpointing=config.gradient_checkpointing,
+        packed=config.packed,
     )
     longest(data, test).expect_room(actor)
     engine = config.engine.train(actor, config.optimizer(actor), "actor")
@@ -40,6 +41,7 @@ def train(config: SFT, place: Place) -> None:
         schedule=config.schedule,
         batch_size=config.batch_size,
         micro_batch_size=config.micro_batch_size,
+        micro_batch_tokens=config.micro_batch_tokens,
         total=max(int(config.epochs * len(data)) // config.batch_size, 1),
         seed=config.seed,
         runtime=place.runtime,

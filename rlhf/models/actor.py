@@ -6,9 +6,11 @@ import inspect
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from rlhf.batch import position_ids
 from rlhf.models.heads import LogprobHead, logit_transform
+from rlhf.models.packing import pack, packed_states, unpacked
 from rlhf.ops.logprobs import TokenLogprobs
 
 
@@ -29,15 +31,16 @@ class Actor(nn.Module):
     The reference is an ``Actor`` too (``rlhf.models.frozen``). Scorer and sampler run the same modules.
     """
 
-    def __init__(self, model: Any, *, gradient_checkpointing: bool = False) -> None:
+    def __init__(self, model: Any, *, gradient_checkpointing: bool = False, packed: bool = False) -> None:
         """Wrap a transformers model.
 
         Args:
             model: a causal language model of transformers; its head is replaced in place.
             gradient_checkpointing: recompute activations in backward (in ``train()`` mode only).
+            packed: run rows end to end (`rlhf.models.packing`), not side by side with padding.
 
         Raises:
-            ValueError: the model has no linear head, or takes no explicit positions.
+            ValueError: the model has no linear head, takes no explicit positions, or cannot be packed.
         """
         super().__init__()
         head = model.get_output_embeddings()
@@ -48,6 +51,9 @@ class Actor(nn.Module):
         model.set_output_embeddings(LogprobHead(head, scale=scale, softcap=softcap))
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if packed:
+            pack(model)
+        self.packed: bool = packed
         self.model: Any = model
 
     @property
@@ -85,21 +91,45 @@ class Actor(nn.Module):
                 because ZeRO-3 gathers weights only for what runs through the module's call.
 
         Returns:
-            log-probs and entropies (B, L − first) float32, 0 where the mask is False; the same bits with
-            ``full``, and then (B, L − first, V) float32 logits before the temperature.
+            log-probs and entropies (B, L − first) float32, 0 where the mask is False and at a row's first
+            token, which nothing precedes; the same bits with ``full``, and then (B, L − first, V) float32
+            logits before the temperature.
 
         Raises:
             ValueError: ``first`` is out of range, or the temperature not positive.
         """
         if not 1 <= first < tokens.shape[1]:
             raise ValueError(f"Actor: first must lie in [1, {tokens.shape[1]}), got {first}")
+        scored = attention_mask[:, first - 1 : -1] & attention_mask[:, first:]
+        if self.packed:
+            return self._packed(tokens, attention_mask, scored, temperature, full=full)
         states = backbone(self.model, tokens, attention_mask)
         hidden = states[:, first - 1 : -1]  # before each token
-        real = attention_mask[:, first:]
-        measured: TokenLogprobs = self.head(hidden, tokens[:, first:], temperature, mask=real)
+        measured: TokenLogprobs = self.head(hidden, tokens[:, first:], temperature, mask=scored)
         if not full:
             return measured
-        return FullLogprobs(*measured, self.head.logits(hidden).masked_fill(~real.unsqueeze(-1), 0.0))
+        return FullLogprobs(*measured, self.head.logits(hidden).masked_fill(~scored.unsqueeze(-1), 0.0))
+
+    def _packed(
+        self, tokens: Tensor, attention_mask: Tensor, scored: Tensor, temperature: float, *, full: bool
+    ) -> TokenLogprobs | FullLogprobs:
+        """The same from rows end to end. The shift is made while they are apart: no token meets the next row.
+
+        Args:
+            tokens: (B, L) int64.
+            attention_mask: (B, L) bool.
+            scored: (B, L − first) bool, tokens that are real and have a real one before them.
+            temperature: divides the logits.
+            full: return the logits too.
+        """
+        first = tokens.shape[1] - scored.shape[1]
+        before = pad(scored, (first - 1, 1))  # (B, L)
+        hidden = packed_states(self.model, tokens, attention_mask)[before[attention_mask]]  # (M, H)
+        measured: TokenLogprobs = self.head(hidden, tokens[:, first:][scored], temperature)
+        logprobs, entropies = (unpacked(values, scored) for values in measured)
+        if not full:
+            return TokenLogprobs(logprobs, entropies)
+        return FullLogprobs(logprobs, entropies, unpacked(self.head.logits(hidden), scored))
 
     def logits(self, tokens: Tensor, attention_mask: Tensor, first: int) -> Tensor:
         """(B, L − first, V) float32 logits that predict ``tokens[:, first:]``."""

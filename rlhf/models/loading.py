@@ -25,6 +25,7 @@ def load_actor(
     dtype: torch.dtype = torch.float32,
     generator: torch.Generator,
     gradient_checkpointing: bool = False,
+    packed: bool = False,
 ) -> Actor:
     """A policy (or, with ``frozen``, a reference) on the CPU.
 
@@ -34,16 +35,18 @@ def load_actor(
         dtype: of the weights.
         generator: random weights depend on it alone.
         gradient_checkpointing: recompute activations in backward.
+        packed: run rows end to end, without padding.
 
     Raises:
         FileNotFoundError: the source does not exist.
-        ValueError: the source is damaged or no language model, does not fit the tokenizer, or computes
-            its logits in a way that the wrapper does not know.
+        ValueError: the source is damaged or no language model, does not fit the tokenizer, computes
+            its logits in a way that the wrapper does not know, or cannot be packed.
     """
     model = source.causal_lm(tokenizer, dtype, generator)
     _prepare(model, tokenizer, source.name)
-    actor = Actor(model, gradient_checkpointing=gradient_checkpointing)
+    actor = Actor(model, gradient_checkpointing=gradient_checkpointing, packed=packed)
     expect_own_logits(actor, source.name)
+    expect_rows_apart(actor, source.name)
     return actor
 
 
@@ -55,6 +58,7 @@ def load_scalar_model(
     generator: torch.Generator,
     fresh_head: bool,
     gradient_checkpointing: bool = False,
+    packed: bool = False,
 ) -> ScalarModel:
     """A reward model or critic on the CPU.
 
@@ -65,10 +69,12 @@ def load_scalar_model(
         generator: random weights depend on it alone.
         fresh_head: put a random head (numerics D20) on the language model; else the head must be there.
         gradient_checkpointing: recompute activations in backward.
+        packed: run rows end to end, without padding.
 
     Raises:
         FileNotFoundError: the source does not exist.
-        ValueError: the source is damaged, is not of the kind needed, or does not fit the tokenizer.
+        ValueError: the source is damaged, is not of the kind needed, does not fit the tokenizer, or cannot
+            be packed.
     """
     if fresh_head:
         model = _classifier_over(source.causal_lm(tokenizer, dtype, generator), source.name)
@@ -77,9 +83,10 @@ def load_scalar_model(
     else:
         raise ValueError(f"{source.name} is no reward model: its weights are random; name a trained one")
     _prepare(model, tokenizer, source.name)
-    scalar = ScalarModel(model, gradient_checkpointing=gradient_checkpointing)
+    scalar = ScalarModel(model, gradient_checkpointing=gradient_checkpointing, packed=packed)
     if fresh_head:
         scalar.head.draw(generator)
+    expect_rows_apart(scalar, source.name)
     return scalar
 
 
@@ -116,6 +123,32 @@ def expect_own_logits(actor: Actor, name: str) -> None:
         if not gap <= tolerance:
             kind = type(actor.model).__name__
             raise ValueError(f"{name}: {kind} is not supported, our {what} differ from its own by {gap:.2g}")
+
+
+@torch.no_grad()
+def expect_rows_apart(wrapper: Actor | ScalarModel, name: str) -> None:
+    """Compare rows end to end, where they run so, with the same rows one by one.
+
+    Raises:
+        ValueError: they differ, so the model lets a row see the one before it.
+    """
+    if not wrapper.packed:
+        return
+    tokens = torch.arange(18).reshape(3, 6) % wrapper.vocabulary
+    real = torch.arange(6) < torch.tensor([[4], [6], [3]])
+    together = _first(wrapper(tokens, real, 1))
+    alone = torch.cat([_first(wrapper(tokens[i : i + 1], real[i : i + 1], 1)) for i in range(3)])
+    gap = float((together - alone).abs().max())
+    tolerance = TOLERANCES[wrapper.head.weight.dtype] * max(float(alone.abs().max()), 1.0)
+    if not gap <= tolerance:
+        kind = type(wrapper.model).__name__
+        raise ValueError(
+            f"{name}: rows of {kind} end to end differ from single ones by {gap:.2g}; set packed=false"
+        )
+
+
+def _first(found: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return found if isinstance(found, Tensor) else found[0]
 
 
 def _classifier_over(causal: Any, name: str) -> Any:

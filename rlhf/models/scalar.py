@@ -9,20 +9,23 @@ from torch import Tensor, nn
 
 from rlhf.models.actor import backbone, expect_positions
 from rlhf.models.heads import ScalarHead
+from rlhf.models.packing import pack, packed_states, unpacked
 
 
 class ScalarModel(nn.Module):
     """Any ``AutoModelForSequenceClassification`` with one label, its ``score`` swapped for a scalar head."""
 
-    def __init__(self, model: Any, *, gradient_checkpointing: bool = False) -> None:
+    def __init__(self, model: Any, *, gradient_checkpointing: bool = False, packed: bool = False) -> None:
         """Wrap a transformers model.
 
         Args:
             model: a sequence classifier of transformers; the weights of its head are taken over.
             gradient_checkpointing: recompute activations in backward (in ``train()`` mode only).
+            packed: run rows end to end (`rlhf.models.packing`), not side by side with padding.
 
         Raises:
-            ValueError: the model has no ``score`` head with one output and no bias, or takes no positions.
+            ValueError: the model has no ``score`` head with one output and no bias, takes no positions, or
+                cannot be packed.
         """
         super().__init__()
         score = getattr(model, "score", None)
@@ -36,6 +39,9 @@ class ScalarModel(nn.Module):
         model.score = head
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if packed:
+            pack(model)
+        self.packed: bool = packed
         self.model: Any = model
 
     @property
@@ -64,6 +70,9 @@ class ScalarModel(nn.Module):
         """
         if not 0 <= first < tokens.shape[1]:
             raise ValueError(f"ScalarModel: first must lie in [0, {tokens.shape[1]}), got {first}")
+        if self.packed:
+            values = self.head(packed_states(self.model, tokens, attention_mask))  # (N,)
+            return unpacked(values, attention_mask)[:, first:]
         hidden = backbone(self.model, tokens, attention_mask)[:, first:]
         return self.head(hidden).masked_fill(~attention_mask[:, first:], 0.0)
 

@@ -43,6 +43,8 @@ class Sizes:
     """Responses sampled for each prompt."""
     micro_batch: int
     """Rows of one forward and backward pass."""
+    micro_batch_tokens: int | None = None
+    """Tokens of one forward and backward pass, which then count in place of rows."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
+
+from rlhf.distributed.collectives import all_max
+from rlhf.distributed.engine import Engine
 
 
 def exact_div(numerator: int, denominator: int, what: str, by: str) -> int:
@@ -19,6 +25,57 @@ def exact_div(numerator: int, denominator: int, what: str, by: str) -> int:
     return numerator // denominator
 
 
+@dataclass(kw_only=True, slots=True)
+class Cut:
+    """Which rows of this rank share a forward and backward pass."""
+
+    rows: int
+    """Rows of a pass."""
+    tokens: int | None = None
+    """Tokens of a pass, in place of rows; a longer row is alone in one."""
+    packed: bool = False
+    """Rows run end to end: a pass computes the sum of their lengths, else their number times the longest."""
+
+    @classmethod
+    def shared(cls, rows: int, tokens: int | None, ranks: int, *, packed: bool) -> Self:
+        """From sizes over all ranks together.
+
+        Raises:
+            ValueError: they cannot be shared out equally.
+        """
+        return cls(
+            rows=exact_div(rows, ranks, "micro_batch_size", "ranks"),
+            tokens=None if tokens is None else exact_div(tokens, ranks, "micro_batch_tokens", "ranks"),
+            packed=packed,
+        )
+
+    def __call__(self, lengths: Tensor) -> tuple[Tensor, ...]:
+        """Row indices of each pass, none empty, equally many passes on every rank.
+
+        It depends on the lengths alone: the same rows are cut in the same way (numerics D15). Where tokens
+        are counted, all ranks call it together, with equally many rows.
+
+        Args:
+            lengths: (B,) int64 tokens of each row.
+        """
+        if self.tokens is None:
+            return by_length(lengths, self.rows)
+        sizes: list[int] = lengths.tolist()
+        limit, groups = max(self.tokens, *sizes), level if self.packed else alike
+        own = needed(sizes, limit) if self.packed else len(_within(sizes, limit))
+        count = int(all_max(torch.tensor(own)))  # at most the number of rows, which all ranks share
+        return tuple(torch.tensor(group) for group in groups(sizes, count))
+
+
+def cut_for(engine: Engine, rows: int, tokens: int | None, ranks: int) -> Cut:
+    """The cut for a model in the layout that it runs in; sizes are over all ranks.
+
+    Raises:
+        ValueError: they cannot be shared out equally.
+    """
+    return Cut.shared(rows, tokens, ranks, packed=bool(engine.module.packed))
+
+
 def by_length(lengths: Tensor, size: int) -> tuple[Tensor, ...]:
     """Row indices in groups of ``size``, rows of like length together so that little is padding.
 
@@ -27,6 +84,52 @@ def by_length(lengths: Tensor, size: int) -> tuple[Tensor, ...]:
         size: rows of a micro-batch on this rank; the last may be smaller.
     """
     return lengths.argsort(stable=True).cpu().split(size)
+
+
+def needed(sizes: list[int], limit: int) -> int:
+    """Groups that :func:`level` needs so that no sum exceeds ``limit``, itself no less than a size."""
+    count = max(-(-sum(sizes) // limit), 1)
+    while max(sum(sizes[row] for row in group) for group in level(sizes, count)) > limit:
+        count += 1
+    return count
+
+
+def level(sizes: list[int], count: int) -> list[list[int]]:
+    """``count`` groups of rows with nearly the same sum: the longest row left goes to the lightest group.
+
+    Graham 1969, longest processing time first: the largest sum is at most 4/3 of the smallest possible.
+    """
+    loads = [(0, 0, group) for group in range(count)]  # sum, rows, group
+    found: list[list[int]] = [[] for _ in range(count)]
+    for row in sorted(range(len(sizes)), key=lambda row: -sizes[row]):
+        total, rows, group = heapq.heappop(loads)
+        found[group].append(row)
+        heapq.heappush(loads, (total + sizes[row], rows + 1, group))
+    return [sorted(group) for group in found]
+
+
+def alike(sizes: list[int], count: int) -> list[list[int]]:
+    """``count`` groups of neighbours in length; the largest product of rows and longest is a smallest one."""
+    low, high = max(sizes), len(sizes) * max(sizes)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(_within(sizes, middle)) <= count else (middle + 1, high)
+    found = _within(sizes, low)
+    while len(found) < count:
+        longest = max(found, key=len)
+        found.remove(longest)
+        found += [longest[: len(longest) // 2], longest[len(longest) // 2 :]]
+    return found
+
+
+def _within(sizes: list[int], limit: int) -> list[list[int]]:
+    """Rows, longest first, in as few groups as keep rows × longest within the limit."""
+    found: list[list[int]] = [[]]
+    for row in sorted(range(len(sizes)), key=lambda row: -sizes[row]):
+        if found[-1] and (len(found[-1]) + 1) * sizes[found[-1][0]] > limit:
+            found.append([])
+        found[-1].append(row)
+    return found
 
 
 def held_out(rows: int, size: int, rank: int, world_size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -32,7 +32,7 @@ from rlhf.trainers import rollout_metrics
 from rlhf.trainers.collection import Collected, Collector, Prompts, Scored, Sizes
 from rlhf.trainers.faults import SKIPPED, Faults, NonFinite, Row
 from rlhf.trainers.ledger import Ledger
-from rlhf.trainers.micro_batches import by_length, exact_div
+from rlhf.trainers.micro_batches import cut_for, exact_div
 from rlhf.trainers.pretraining import Pretraining
 from rlhf.trainers.progress import load_progress, save_progress
 from rlhf.trainers.rollout_metrics import Measured
@@ -115,7 +115,7 @@ class PolicyGradientTrainer:
         exact_div(sizes.prompts, ranks, "rollout.prompts", "ranks")
         rows = exact_div(sizes.prompts * sizes.samples, ranks, "rollout.prompts × rollout.samples", "ranks")
         self.minibatch_rows = exact_div(rows, algorithm.minibatches, "rows per rank", "algorithm.minibatches")
-        self.micro_rows = exact_div(sizes.micro_batch, ranks, "micro_batch_size", "ranks")
+        self.cut = cut_for(models.actor, sizes.micro_batch, sizes.micro_batch_tokens, ranks)
         if test is not None:
             exact_div(len(test.rows), ranks, "rows of test_prompts", "ranks")
         self.faults = Faults(non_finite)
@@ -136,7 +136,7 @@ class PolicyGradientTrainer:
             critic=models.critic,
             reference=models.reference,
             sampler=sampler,
-            micro_rows=self.micro_rows,
+            cut=self.cut,
             exact_kl=exact_kl,
         )
         self.state = State(kl_coef=algorithm.kl.initial_coef, penalty=algorithm.policy_loss.initial_penalty)
@@ -312,7 +312,7 @@ class PolicyGradientTrainer:
         learns = self.algorithm.actor_learns(self.state.rollouts)
         weights = self.algorithm.weights(minibatch, all_sum)  # (b, T)
         loss, found, ledger = 0.0, Metrics(), Ledger() if on_policy and learns else None
-        for rows in by_length(minibatch.rollout.attention_mask.sum(1), self.micro_rows):
+        for rows in self.cut(minibatch.rollout.attention_mask.sum(1)):
             part = minibatch.rows(rows).trimmed()
             share = weights[rows, : part.rollout.mask.shape[1]]
             if learns:

@@ -12,7 +12,7 @@ from rlhf.distributed.engine import Engine
 from rlhf.distributed.runtime import Runtime
 from rlhf.metrics import Metrics
 from rlhf.trainers.faults import Faults, numbered
-from rlhf.trainers.micro_batches import by_length, exact_div
+from rlhf.trainers.micro_batches import Cut, exact_div
 from rlhf.trainers.supervised import negative_logprobs
 
 
@@ -20,14 +20,14 @@ class Pretraining:
     """Adds γ·∇E[−log π] of the next texts to the gradient of an optimiser step (numerics D45)."""
 
     def __init__(
-        self, *, rows: SupervisedSet, batch_size: int, micro_rows: int, seed: int, runtime: Runtime
+        self, *, rows: SupervisedSet, batch_size: int, cut: Cut, seed: int, runtime: Runtime
     ) -> None:
         """Take the texts.
 
         Args:
             rows: encoded texts and which of their tokens count.
             batch_size: texts of one optimiser step, over all ranks.
-            micro_rows: texts of one forward pass on this rank.
+            cut: which texts share a forward pass.
             seed: of their order.
             runtime: this rank among the others.
 
@@ -35,7 +35,7 @@ class Pretraining:
             ValueError: the ranks would get unequal numbers of texts.
         """
         exact_div(batch_size, runtime.world_size, "pretraining.batch_size", "ranks")
-        self._rows, self._batch_size, self._micro_rows = rows, batch_size, micro_rows
+        self._rows, self._batch_size, self._cut = rows, batch_size, cut
         self._seed, self._runtime = seed, runtime
 
     def backward(self, engine: Engine, coef: float, step: int, metrics: Metrics, faults: Faults) -> None:
@@ -51,7 +51,7 @@ class Pretraining:
         index = self._index(step)
         batch = self._rows.batch(index).to(self._runtime.device)
         weights = coef * TokenMean()(batch.mask, all_sum)  # (B, L)
-        for rows in by_length(batch.lengths, self._micro_rows):
+        for rows in self._cut(batch.lengths):
             part = batch.rows(rows).trimmed()
             loss = negative_logprobs(engine, part)  # (b, l)
             named = numbered(index[rows], "pretraining row")

@@ -18,7 +18,7 @@ from rlhf.distributed.watch import WATCH
 from rlhf.metrics import Clock, Metrics
 from rlhf.models.scalar import score_at_last
 from rlhf.trainers.faults import SKIPPED, Faults, NonFinite, Row, numbered
-from rlhf.trainers.micro_batches import by_length, exact_div, held_out
+from rlhf.trainers.micro_batches import cut_for, exact_div, held_out
 from rlhf.trainers.progress import load_progress, save_progress
 from rlhf.trainers.schedules import Schedule
 
@@ -36,6 +36,7 @@ class RewardModelTrainer:
         schedule: Schedule,
         batch_size: int,
         micro_batch_size: int,
+        micro_batch_tokens: int | None = None,
         total: int,
         seed: int,
         runtime: Runtime,
@@ -45,7 +46,7 @@ class RewardModelTrainer:
         self.engine, self.train, self.test, self.pair_loss = engine, train, test, pair_loss
         self.schedule, self.batch_size, self.total = schedule, batch_size, total
         self.seed, self.runtime, self.export = seed, runtime, export
-        self.micro_rows = exact_div(micro_batch_size, runtime.world_size, "micro_batch_size", "ranks")
+        self.cut = cut_for(engine, micro_batch_size, micro_batch_tokens, runtime.world_size)
         exact_div(batch_size, runtime.world_size, "batch_size", "ranks")
         self.faults = Faults(non_finite)
         self.done = 0
@@ -57,10 +58,9 @@ class RewardModelTrainer:
         index = batch_indices(self.done * self.batch_size, self.batch_size, len(self.train), self.seed)
         share = rank_share(index, self.runtime.rank, self.runtime.world_size)
         batch = self.train.batch(share).to(self.runtime.device)
-        lengths = torch.maximum(batch.chosen.lengths, batch.rejected.lengths)
         with clock.phase("update"):
             self.engine.scale_lr(self.schedule(self.done, self.total))
-            for rows in by_length(lengths, self.micro_rows):
+            for rows in self.cut(self._lengths(batch)):
                 loss = self._measure(batch.rows(rows), found, "", numbered(share[rows], "pair"))
                 self.engine.backward(loss.sum() / self.batch_size)
             metrics.value("reward/lr", self.engine.lr)
@@ -73,6 +73,11 @@ class RewardModelTrainer:
         tokens = int(batch.chosen.lengths.sum() + batch.rejected.lengths.sum())
         clock.report(metrics, tokens, 2 * len(batch), self.runtime.world_size)
         return metrics
+
+    def _lengths(self, batch: PreferenceBatch) -> Tensor:
+        """(B,) tokens that each pair takes: of both sides, the shorter one padded unless rows are packed."""
+        chosen, rejected = batch.chosen.lengths, batch.rejected.lengths
+        return chosen + rejected if self.cut.packed else 2 * torch.maximum(chosen, rejected)
 
     def _measure(
         self, part: PreferenceBatch, metrics: Metrics, prefix: str, row: Row, real: Tensor | None = None
@@ -104,11 +109,12 @@ class RewardModelTrainer:
         if self.test is None:
             return metrics
         for index, real in held_out(
-            len(self.test), self.micro_rows, self.runtime.rank, self.runtime.world_size
+            len(self.test), self.cut.rows, self.runtime.rank, self.runtime.world_size
         ):
-            part = self.test.batch(index).to(self.runtime.device)
-            row = numbered(index, "held-out pair")
-            self._measure(part, metrics, "eval/", row, real.to(self.runtime.device))
+            batch = self.test.batch(index).to(self.runtime.device)
+            for rows in self.cut(self._lengths(batch)):
+                row = numbered(index[rows], "held-out pair")
+                self._measure(batch.rows(rows), metrics, "eval/", row, real[rows].to(self.runtime.device))
         return self.faults.evaluation(metrics, f"evaluation after step {self.done}")
 
     def samples(self) -> list[dict[str, object]]:

@@ -15,7 +15,7 @@ from rlhf.distributed.engine_config import Inference
 from rlhf.models.scalar import state_values
 from rlhf.ops.logprobs import exact_kl
 from rlhf.rollout.sampler import Sampler
-from rlhf.trainers.micro_batches import by_length
+from rlhf.trainers.micro_batches import Cut
 
 Policy = Callable[..., Any]
 """An actor or an engine around one: `rlhf.models.actor.Actor.forward`."""
@@ -43,7 +43,7 @@ class Scorer:
         critic: Engine | None,
         reference: Inference | None,
         sampler: Sampler,
-        micro_rows: int,
+        cut: Cut,
         exact_kl: bool,
     ) -> None:
         """Take the models.
@@ -53,11 +53,11 @@ class Scorer:
             critic: its value model, where there is one.
             reference: what the KL is measured to, where there is one.
             sampler: of the temperature that everything is scored at (numerics D10).
-            micro_rows: rows of one forward pass on this rank.
+            cut: which rows share a forward pass.
             exact_kl: whether `logprobs` measures the KL over the whole vocabulary.
         """
         self.actor, self.critic, self.reference, self.sampler = actor, critic, reference, sampler
-        self.micro_rows, self.exact_kl = micro_rows, exact_kl
+        self.cut, self.exact_kl = cut, exact_kl
 
     @torch.no_grad()
     def logprobs(self, rollout: Rollout, policy: Policy | None = None) -> Logprobs:
@@ -129,7 +129,7 @@ class Scorer:
         Rows of like length share a forward pass, so that little of it is padding.
         """
         columns: tuple[Tensor, ...] = ()
-        for rows in by_length(rollout.attention_mask.sum(1), self.micro_rows):
+        for rows in self.cut(rollout.attention_mask.sum(1)):
             measured = measure(rollout.rows(rows).trimmed())
             columns = columns or tuple(torch.zeros_like(rollout.sampler_logprobs) for _ in measured)
             for column, part in zip(columns, measured, strict=True):

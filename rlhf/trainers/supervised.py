@@ -19,7 +19,7 @@ from rlhf.distributed.runtime import Runtime
 from rlhf.distributed.watch import WATCH
 from rlhf.metrics import Clock, Metrics
 from rlhf.trainers.faults import SKIPPED, Faults, NonFinite, Row, numbered
-from rlhf.trainers.micro_batches import by_length, exact_div, held_out
+from rlhf.trainers.micro_batches import cut_for, exact_div, held_out
 from rlhf.trainers.progress import load_progress, save_progress
 from rlhf.trainers.schedules import Schedule
 
@@ -36,6 +36,7 @@ class SupervisedTrainer:
         schedule: Schedule,
         batch_size: int,
         micro_batch_size: int,
+        micro_batch_tokens: int | None = None,
         total: int,
         seed: int,
         runtime: Runtime,
@@ -44,7 +45,7 @@ class SupervisedTrainer:
     ) -> None:
         self.engine, self.train, self.test, self.schedule = engine, train, test, schedule
         self.batch_size, self.total, self.seed, self.runtime = batch_size, total, seed, runtime
-        self.micro_rows = exact_div(micro_batch_size, runtime.world_size, "micro_batch_size", "ranks")
+        self.cut = cut_for(engine, micro_batch_size, micro_batch_tokens, runtime.world_size)
         exact_div(batch_size, runtime.world_size, "batch_size", "ranks")
         self.export, self.faults = export, Faults(non_finite)
         self.done = 0
@@ -57,7 +58,7 @@ class SupervisedTrainer:
         with clock.phase("update"):
             weights = TokenMean()(batch.mask, all_sum)  # (B, L)
             self.engine.scale_lr(self.schedule(self.done, self.total))
-            for rows in by_length(batch.lengths, self.micro_rows):
+            for rows in self.cut(batch.lengths):
                 part = batch.rows(rows).trimmed()
                 loss = self._token_loss(part)  # (b, l)
                 loss = self.faults.loss("loss", loss, self._named(rows), model=self.engine.name)
@@ -94,13 +95,15 @@ class SupervisedTrainer:
         if self.test is None:
             return metrics
         for index, real in held_out(
-            len(self.test), self.micro_rows, self.runtime.rank, self.runtime.world_size
+            len(self.test), self.cut.rows, self.runtime.rank, self.runtime.world_size
         ):
-            part = self.test.batch(index).to(self.runtime.device)
-            targets = part.mask & real.to(part.mask.device)[:, None]
-            loss = self._token_loss(part)
-            self.faults.look("held-out loss", loss, numbered(index))
-            metrics.mean("eval/loss", loss, targets)
+            batch = self.test.batch(index).to(self.runtime.device)
+            for rows in self.cut(batch.lengths):
+                part = batch.rows(rows).trimmed()
+                targets = part.mask & real[rows].to(part.mask.device)[:, None]
+                loss = self._token_loss(part)
+                self.faults.look("held-out loss", loss, numbered(index[rows]))
+                metrics.mean("eval/loss", loss, targets)
         return self.faults.evaluation(metrics, f"evaluation after step {self.done}")
 
     def samples(self) -> list[dict[str, object]]:

@@ -305,3 +305,65 @@ def test_window_holds_for_one_query() -> None:
         assert (moved < 1e-6).all() if same else (moved > 1e-4).all()
     unbounded = whole(rollout.tokens, rollout.attention_mask, 3).logprobs
     assert (unbounded - rollout.sampler_logprobs)[rollout.mask].abs().max() > 0.01  # the window matters here
+
+
+PACKINGS = [False, True]
+
+
+def ragged() -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows with padding on the left, on the right, on both sides and on none."""
+    tokens = torch.cat([TOKENS, TOKENS[:1].flip(1)])
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    mask[0, :2] = mask[1, 4:] = mask[2, :1] = mask[2, 5:] = False
+    return tokens, mask
+
+
+def double(kind: str, *, packed: bool) -> Actor:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Actor(AutoModelForCausalLM.from_config(config(kind)).double(), packed=packed).eval()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("first", [1, 3])
+def test_packed_and_padded_logprobs_agree(kind: str, first: int) -> None:
+    padded_rows, packed_rows = (double(kind, packed=packed)(*ragged(), first, 0.7) for packed in PACKINGS)
+    torch.testing.assert_close(packed_rows, padded_rows, rtol=0, atol=1e-12)
+    assert (padded_rows.logprobs != 0).sum() == (
+        ragged()[1][:, first:] & ragged()[1][:, first - 1 : -1]
+    ).sum()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_labels_never_cross_rows(kind: str) -> None:
+    """Any change of a row leaves every bit of the others: no label, no attention and no position crosses."""
+    actor, (tokens, mask) = double(kind, packed=True), ragged()
+    before = actor(tokens, mask, 1)
+    for row in range(len(tokens)):
+        changed = tokens.clone()
+        changed[row] = (changed[row] + 1) % 11
+        others = torch.arange(len(tokens)) != row
+        after = actor(changed, mask, 1)
+        for old, new in zip(before, after, strict=True):
+            torch.testing.assert_close(new[others], old[others], rtol=0, atol=1e-13)
+            assert (new[row] != old[row]).any()
+    starts = mask & ~torch.nn.functional.pad(mask, (1, 0))[:, :-1]
+    assert (before.logprobs[starts[:, 1:]] == 0).all()  # a first token has no row before it
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("packed", PACKINGS)
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 1, 0, 2], [2]])
+def test_fused_logprobs_match_the_plain_op_in_every_layout(kind: str, packed: bool, order: list[int]) -> None:
+    """Each row alone, through transformers' own model and head and a softmax over its whole vocabulary."""
+    actor, (tokens, mask) = double(kind, packed=packed), ragged()
+    found = actor(tokens[order], mask[order], 1, 0.7)
+    own = double(kind, packed=False).model
+    for place, row in enumerate(order):
+        real = tokens[row, mask[row]]
+        logs = (own(input_ids=real[None]).logits[0, :-1] / 0.7).log_softmax(-1)
+        at = mask[row, 1:] & mask[row, :-1]
+        expected = logs.gather(1, real[1:, None]).squeeze(1)
+        torch.testing.assert_close(found.logprobs[place, at], expected, rtol=0, atol=1e-12)
+        entropies = -(logs.exp() * logs).sum(-1)
+        torch.testing.assert_close(found.entropies[place, at], entropies, rtol=0, atol=1e-12)

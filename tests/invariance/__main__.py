@@ -102,6 +102,12 @@ def one_process(engine: str) -> list[Line]:
     for change, label in changes.items():
         stages = ("sft", "reward") if change == "left" else runs.STAGES  # prompts are padded on the left only
         found.append(line(label, stages=stages, engine=engine, micro=5, change=change))
+    found += [
+        line("packed", engine=engine, micro=5, change="packed"),
+        line("packed, 50 tokens", engine=engine, tokens=50, change="packed"),
+        line("packed, checkpointing", engine=engine, micro=5, change="packed, recompute"),
+        line("padded, 50 tokens", engine=engine, tokens=50),
+    ]
     return found
 
 
@@ -122,9 +128,23 @@ def sections() -> dict[str, list[Line]]:
         "float32, 2 ranks": [
             *(each for engine in ("plain", *ZERO) for each in two_ranks(engine)),
             line("2 ranks, zero3, checkpointing", 2, engine="zero3", micro=4, change="recompute"),
+            *packed_on_two_ranks(),
         ],
         "wrong on purpose": mistakes(),
     }
+
+
+def packed_on_two_ranks() -> list[Line]:
+    """Rank 1 has short rows, so that by itself it would need fewer micro-batches."""
+    shared: dict[str, Any] = {"tokens": 40, "data": "uneven"}
+    return [
+        line("2 ranks, plain, packed", 2, engine="plain", change="packed", **shared),
+        line("2 ranks, zero3, packed", 2, engine="zero3", change="packed", **shared),
+        line(
+            "2 ranks, zero3, packed, checkpointing", 2, engine="zero3", change="packed, recompute", **shared
+        ),
+        line("2 ranks, zero3, padded, 40 tokens", 2, engine="zero3", **shared),
+    ]
 
 
 def mistakes() -> list[Line]:

@@ -63,14 +63,15 @@ class Run:
     data: str = "usual"  # usual, uneven, masked or short: see `_pruned`, `_demonstrations`, `_pairs`
     engine: str = "plain"  # plain, float64, zero0 … zero3
     micro: int = ROWS  # rows of one forward, over all ranks
-    change: str = ""  # padding, left, order or recompute
+    change: str = ""  # padding, left, order, recompute or packed
+    tokens: int | None = None  # of one forward, over all ranks, in place of rows
     fault: str = ""  # one of FAULTS: the production code made wrong on purpose
 
     @property
     def reference(self) -> "Run":
         """The same step in one process of plain torch, in one micro-batch."""
         engine = "float64" if self.engine == "float64" else "plain"
-        return replace(self, engine=engine, micro=ROWS, change="", fault="")
+        return replace(self, engine=engine, micro=ROWS, change="", tokens=None, fault="")
 
 
 def gradient(run: Run) -> dict[str, Tensor]:
@@ -134,7 +135,9 @@ def build(run: Run, *, descent: bool = True) -> Any:
     options: dict[str, Any] = {
         "engine": _Descent(run.engine) if descent else None,
         "source": MODELS[run.model],
-        "gradient_checkpointing": run.change == "recompute",
+        "gradient_checkpointing": "recompute" in run.change,
+        "packed": "packed" in run.change,
+        "micro_batch_tokens": run.tokens,
     }
     if run.stage in ("sft", "reward"):
         make, train = (toy.supervised, _demonstrations) if run.stage == "sft" else (toy.reward_model, _pairs)
@@ -145,7 +148,7 @@ def build(run: Run, *, descent: bool = True) -> Any:
         samples = 1 if run.stage == "ppo" else 2
         trainer = toy.policy_gradient(
             getattr(toy, run.stage)(epochs=1, minibatches=1),
-            reference=toy.actor("reference", MODELS[run.model]),
+            reference=toy.actor("reference", MODELS[run.model], packed="packed" in run.change),
             train=toy.prompt_set(ROWS),
             prompts=ROWS // samples,
             samples=samples,
@@ -347,11 +350,11 @@ def _make_wrong(trainer: Any, fault: str) -> None:
         return
     if hasattr(trainer, "pair_loss"):
         assert fault == "micro"  # every rank has as many pairs
-        trainer.pair_loss = _mean_of_pairs(trainer.pair_loss, -(-ROWS // world_size() // trainer.micro_rows))
+        trainer.pair_loss = _mean_of_pairs(trainer.pair_loss, -(-ROWS // world_size() // trainer.cut.rows))
     elif hasattr(trainer, "algorithm"):
         _make_update_wrong(trainer, fault)
     else:
-        pieces = _pieces(_rows(trainer).lengths, trainer.micro_rows, fault)
+        pieces = _pieces(_rows(trainer).lengths, trainer.cut.rows, fault)
         mean_of_means = _MeanOfMeans(TokenMean(), pieces)
         mock.patch.object(supervised, "TokenMean", return_value=mean_of_means).start()
 
@@ -369,7 +372,7 @@ def _make_update_wrong(trainer: Any, fault: str) -> None:
     update, aggregation = trainer.update, trainer.algorithm.aggregation
 
     def wrong(minibatch: Experience, *others: Any, **options: Any) -> float:
-        pieces = _pieces(minibatch.rollout.attention_mask.sum(1), trainer.micro_rows, fault)
+        pieces = _pieces(minibatch.rollout.attention_mask.sum(1), trainer.cut.rows, fault)
         trainer.algorithm.aggregation = _MeanOfMeans(aggregation, pieces)
         return update(minibatch, *others, **options)
 

@@ -50,6 +50,10 @@ def cheap() -> dict[str, list[Any]]:
     for (engine, data), model in CHEAP.items():
         (line,) = matrix.two_ranks(engine, [data])
         found[line.label] = [run for run in line.runs if run.model == model]
+    for each in matrix.packed_on_two_ranks():
+        found[each.label] = [
+            run for run in each.runs if run.model == ("gpt2" if "plain" in each.label else "llama")
+        ]
     for fault, stages in {"rank": runs.STAGES, "average": ("sft",), "whiten": ("ppo",)}.items():
         of_all = FAULTS[fault].runs
         found[fault] = [run for run in of_all if run.model == "llama" and run.stage in stages]

@@ -97,7 +97,10 @@ def test_masked_positions_hold_zero_and_send_no_gradient(actor: Actor) -> None:
     scored = actor(tokens, mask, 2)
     for values in scored:
         assert (values[~mask[:, 2:]] == 0).all()
-        assert (values[mask[:, 2:]] != 0).all()
+        assert (values[mask[:, 2:] & mask[:, 1:-1]] != 0).all()
+        assert (
+            values[mask[:, 2:] & ~mask[:, 1:-1]] == 0
+        ).all()  # a row's first token, which nothing precedes
     scored.logprobs[~mask[:, 2:]].sum().backward()
     assert all((weight.grad == 0).all() for weight in actor.parameters() if weight.grad is not None)
 
@@ -112,7 +115,7 @@ def test_logits_are_those_that_the_logprobs_come_from(actor: Actor) -> None:
     tokens, mask = ragged()
     logits = actor.logits(tokens, mask, 2)
     assert logits.shape == (3, 4, 11)
-    real = mask[:, 2:]
+    real = mask[:, 2:] & mask[:, 1:-1]
     expected = (logits / 0.7).log_softmax(-1).gather(2, tokens[:, 2:, None]).squeeze(2)
     torch.testing.assert_close(actor(tokens, mask, 2, 0.7).logprobs[real], expected[real], rtol=0, atol=1e-6)
     assert (logits[~real] == 0).all()

@@ -14,6 +14,7 @@ from rlhf.data.encoding import Encoded
 from rlhf.data.fitting import Report
 from rlhf.data.loaded import SupervisedSet
 from rlhf.distributed.runtime import Runtime
+from rlhf.trainers.micro_batches import Cut
 from rlhf.trainers.policy_gradient import PolicyGradientTrainer
 from rlhf.trainers.pretraining import Pretraining
 from tests.testbed import table
@@ -62,7 +63,7 @@ def with_texts(bed: Testbed, gamma: float) -> PolicyGradientTrainer:
     trained.pretraining = Pretraining(
         rows=rows,
         batch_size=len(encoded),
-        micro_rows=len(encoded),
+        cut=Cut(rows=len(encoded)),
         seed=0,
         runtime=Runtime(0, 1, 0, torch.device("cpu")),
     )

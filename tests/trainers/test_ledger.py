@@ -25,8 +25,9 @@ class BFloat16(Plain):
 
 @pytest.mark.parametrize("source", ["LLAMA", "GPT2"])
 @pytest.mark.parametrize("exact_kl", [True, False])
+@pytest.mark.parametrize("layout", [{}, {"packed": True}, {"packed": True, "micro_batch_tokens": 30}])
 def test_an_update_on_the_whole_rollout_repeats_the_scoring_pass_bit_for_bit(
-    toy: ModuleType, source: str, exact_kl: bool
+    toy: ModuleType, source: str, exact_kl: bool, layout: dict[str, Any]
 ) -> None:
     trainer = toy.policy_gradient(
         toy.ppo(epochs=2, minibatches=1),
@@ -34,6 +35,7 @@ def test_an_update_on_the_whole_rollout_repeats_the_scoring_pass_bit_for_bit(
         exact_kl=exact_kl,
         prompts=10,
         micro_batch=3,
+        **layout,
     )
     for _ in range(2):
         metrics = trainer.step()

@@ -165,7 +165,7 @@ def rebuilt(trainer: Any) -> Any:
         test=None,
         schedule=trainer.schedule,
         batch_size=trainer.batch_size,
-        micro_batch_size=trainer.micro_rows,
+        micro_batch_size=trainer.cut.rows,
         total=trainer.total,
         seed=trainer.seed,
         runtime=trainer.runtime,

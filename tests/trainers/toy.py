@@ -35,6 +35,7 @@ from rlhf.rollout.decoding import Sampling
 from rlhf.rollout.sampler import Sampler
 from rlhf.rollout.texts import RolloutTexts
 from rlhf.trainers.collection import Prompts, Scored, Sizes
+from rlhf.trainers.micro_batches import Cut
 from rlhf.trainers.optimizers import AdamW
 from rlhf.trainers.policy_gradient import Models, PolicyGradientTrainer
 from rlhf.trainers.pretraining import Pretraining
@@ -67,15 +68,29 @@ def numbers(name: str) -> torch.Generator:
     return torch.Generator().manual_seed(sum(name.encode()))
 
 
-def actor(name: str = "actor", source: ModelSource = LLAMA, *, gradient_checkpointing: bool = False) -> Actor:
+def actor(
+    name: str = "actor",
+    source: ModelSource = LLAMA,
+    *,
+    gradient_checkpointing: bool = False,
+    packed: bool = False,
+) -> Actor:
     loaded = load_actor(
-        source, tokenizer(), generator=numbers(name), gradient_checkpointing=gradient_checkpointing
+        source,
+        tokenizer(),
+        generator=numbers(name),
+        gradient_checkpointing=gradient_checkpointing,
+        packed=packed,
     )
     return widened(loaded)
 
 
 def scalar(
-    name: str = "critic", source: ModelSource = LLAMA, *, gradient_checkpointing: bool = False
+    name: str = "critic",
+    source: ModelSource = LLAMA,
+    *,
+    gradient_checkpointing: bool = False,
+    packed: bool = False,
 ) -> ScalarModel:
     loaded = load_scalar_model(
         source,
@@ -83,6 +98,7 @@ def scalar(
         generator=numbers(name),
         fresh_head=True,
         gradient_checkpointing=gradient_checkpointing,
+        packed=packed,
     )
     return widened(loaded)
 
@@ -151,11 +167,13 @@ def supervised(
     schedule: Schedule | None = None,
     batch_size: int = 4,
     micro_batch_size: int = 2,
+    micro_batch_tokens: int | None = None,
     total: int = 5,
     lr: float = 1e-2,
     gradient_checkpointing: bool = False,
+    packed: bool = False,
 ) -> SupervisedTrainer:
-    module = actor("sft", source, gradient_checkpointing=gradient_checkpointing)
+    module = actor("sft", source, gradient_checkpointing=gradient_checkpointing, packed=packed)
     wrapped = (engine or Plain()).train(module, AdamW(lr=lr)(module), "actor")
     return SupervisedTrainer(
         engine=wrapped,
@@ -164,6 +182,7 @@ def supervised(
         schedule=schedule or Linear(),
         batch_size=batch_size,
         micro_batch_size=micro_batch_size,
+        micro_batch_tokens=micro_batch_tokens,
         total=total,
         seed=0,
         runtime=place(),
@@ -179,11 +198,13 @@ def reward_model(
     test: PreferenceSet | None = None,
     batch_size: int = 4,
     micro_batch_size: int = 2,
+    micro_batch_tokens: int | None = None,
     total: int = 5,
     lr: float = 1e-2,
     gradient_checkpointing: bool = False,
+    packed: bool = False,
 ) -> RewardModelTrainer:
-    module = scalar("reward", source, gradient_checkpointing=gradient_checkpointing)
+    module = scalar("reward", source, gradient_checkpointing=gradient_checkpointing, packed=packed)
     wrapped = (engine or Plain()).train(module, AdamW(lr=lr)(module), "reward")
     return RewardModelTrainer(
         engine=wrapped,
@@ -193,6 +214,7 @@ def reward_model(
         schedule=Linear(),
         batch_size=batch_size,
         micro_batch_size=micro_batch_size,
+        micro_batch_tokens=micro_batch_tokens,
         total=total,
         seed=0,
         runtime=place(),
@@ -248,6 +270,7 @@ def policy_gradient(
     prompts: int = 8,
     samples: int = 1,
     micro_batch: int = 4,
+    micro_batch_tokens: int | None = None,
     new_tokens: int = 6,
     temperature: float = 0.9,
     exact_kl: bool = True,
@@ -256,13 +279,14 @@ def policy_gradient(
     lr: float = 1e-2,
     critic_lr: float = 1e-2,
     gradient_checkpointing: bool = False,
+    packed: bool = False,
     measure_kl: bool = True,
     ema_decay: float | None = None,
     pretraining: SupervisedSet | None = None,
 ) -> PolicyGradientTrainer:
     algorithm = algorithm or ppo()
     engine = engine or Plain()
-    policy = actor("actor", source, gradient_checkpointing=gradient_checkpointing)
+    policy = actor("actor", source, gradient_checkpointing=gradient_checkpointing, packed=packed)
     frozen = None
     if measure_kl:
         frozen = engine.inference(copy.deepcopy(policy) if reference is None else reference, "reference")
@@ -270,7 +294,7 @@ def policy_gradient(
     average = None if ema_decay is None else WeightAverage(copy.deepcopy(policy), ema_decay)
     critic = None
     if algorithm.value_loss is not None:
-        module = scalar("critic", source, gradient_checkpointing=gradient_checkpointing)
+        module = scalar("critic", source, gradient_checkpointing=gradient_checkpointing, packed=packed)
         critic = engine.train(module, AdamW(lr=critic_lr)(module), "critic")
     wrapped = engine.train(policy, AdamW(lr=lr)(policy), "actor")
 
@@ -298,7 +322,9 @@ def policy_gradient(
         ),
         train=prompts_of(train or prompt_set()),
         test=None if test is None else prompts_of(test),
-        sizes=Sizes(prompts=prompts, samples=samples, micro_batch=micro_batch),
+        sizes=Sizes(
+            prompts=prompts, samples=samples, micro_batch=micro_batch, micro_batch_tokens=micro_batch_tokens
+        ),
         exact_kl=exact_kl,
         schedule=schedule or Linear(),
         total=total,
@@ -312,7 +338,7 @@ def policy_gradient(
 def texts_of(rows: SupervisedSet, micro_batch: int) -> Pretraining:
     """Four texts of pretraining a step."""
     ranks = collectives.world_size()
-    return Pretraining(rows=rows, batch_size=4, micro_rows=micro_batch // ranks, seed=0, runtime=place())
+    return Pretraining(rows=rows, batch_size=4, cut=Cut(rows=micro_batch // ranks), seed=0, runtime=place())
 
 
 def next_prompts(trainer: PolicyGradientTrainer) -> Any:

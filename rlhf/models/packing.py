@@ -1,0 +1,185 @@
+"""Rows end to end, without padding: everything but attention sees one row of real tokens.
+
+The model is given (1, N) tokens whose positions start again at 0 with every row. Attention is ours: each row
+attends to itself alone. It replaces transformers' own "sdpa", which it still calls where rows are padded, as
+the sampler's are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from rlhf.batch import position_ids
+
+NAME = "packed_rows"
+KNOWN = {"full_attention", "sliding_attention"}
+"""Kinds of layers that can be told where a row ends; a recurrent one cannot."""
+
+
+@dataclass(kw_only=True, slots=True)
+class PackedRows:
+    """Where the rows of a packed sequence end; travels through the model as a keyword of its forward."""
+
+    lengths: list[int]
+    """Tokens of each row, none empty."""
+    bounds: Tensor
+    """(rows + 1,) int32, first column of each row, and the end."""
+
+
+def pack(model: Any) -> None:
+    """Let a transformers model run rows end to end.
+
+    Raises:
+        ValueError: its attention is not torch's scaled dot product, or it has layers of another kind.
+    """
+    kind, given = type(model).__name__, model.config._attn_implementation
+    others = set(getattr(model.config, "layer_types", None) or ()) - KNOWN
+    if others:
+        raise ValueError(
+            f"{kind} has layers of {sorted(others)[0]}, which rows end to end would mix; set packed=false"
+        )
+    if given == "sdpa":
+        model.set_attn_implementation(NAME)
+    if model.config._attn_implementation != NAME:
+        raise ValueError(f"{kind} has {given} attention, rows end to end need sdpa; set packed=false")
+
+
+def packed_states(model: Any, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+    """(N, H) hidden states after the final norm at the N real tokens, row after row (numerics D3, D4).
+
+    Args:
+        model: after :func:`pack`.
+        tokens: (B, L) int64.
+        attention_mask: (B, L) bool, True somewhere.
+    """
+    lengths = attention_mask.sum(1)
+    bounds = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+    output = model.base_model(
+        input_ids=tokens[attention_mask].unsqueeze(0),
+        attention_mask=None,
+        position_ids=position_ids(attention_mask)[attention_mask].unsqueeze(0),
+        use_cache=False,
+        packed_rows=PackedRows(lengths=[n for n in lengths.tolist() if n > 0], bounds=bounds),
+    )
+    return output.last_hidden_state[0]
+
+
+def unpacked(values: Tensor, mask: Tensor) -> Tensor:
+    """The values at the places where ``mask`` is True, row after row, 0 elsewhere.
+
+    Args:
+        values: (N, …).
+        mask: (B, L) bool, N of them True.
+
+    Returns:
+        (B, L, …).
+    """
+    return values.new_zeros(*mask.shape, *values.shape[1:]).index_put(mask.nonzero(as_tuple=True), values)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packed_rows: PackedRows | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls in every layer.
+
+    Args:
+        module: the layer.
+        query: (1, heads, N, D); (B, heads, L, D) where rows are padded.
+        key: (1, key heads, N, D).
+        value: (1, key heads, N, D).
+        attention_mask: None where rows are packed.
+        packed_rows: where rows end; None where they are padded.
+        scaling: factor of the products.
+        sliding_window: tokens that one attends to, itself included; None for all before it.
+        others: of transformers, for padded rows.
+
+    Returns:
+        (1, N, heads, D), and no weights.
+    """
+    if packed_rows is None:
+        padded: tuple[Tensor, None] = sdpa_attention_forward(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=scaling,
+            sliding_window=sliding_window,
+            **others,
+        )
+        return padded
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+        window = (-1 if sliding_window is None else sliding_window - 1, 0)
+        return _in_one_kernel(query, key, value, packed_rows, scale=scaling, window=window), None
+    of_rows = (states.split(packed_rows.lengths, dim=2) for states in (query, key, value))
+    rows = [_row(q, k, v, scaling, sliding_window) for q, k, v in zip(*of_rows, strict=True)]
+    return torch.cat(rows, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _row(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:
+    """(1, heads, l, D) of one row; on a CPU faster than a padded batch or a block-diagonal mask."""
+    length, grouped = query.shape[2], query.shape[1] != key.shape[1]
+    if window is None or length <= window:
+        return F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped
+        )
+    near = torch.ones(length, length, dtype=torch.bool, device=query.device).tril().triu(1 - window)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=near, scale=scaling, enable_gqa=grouped
+    )
+
+
+def _in_one_kernel(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rows: PackedRows,
+    *,
+    scale: float | None,
+    window: tuple[int, int],
+) -> Tensor:
+    """(1, N, heads, D) by torch's flash attention over rows of any length."""
+    groups, longest = query.shape[1] // key.shape[1], max(rows.lengths)
+    found = varlen_attn(
+        query[0].transpose(0, 1),
+        key[0].repeat_interleave(groups, dim=0).transpose(0, 1),
+        value[0].repeat_interleave(groups, dim=0).transpose(0, 1),
+        rows.bounds,
+        rows.bounds,
+        longest,
+        longest,
+        scale=scale,
+        window_size=window,
+    )
+    assert isinstance(found, Tensor)
+    return found.unsqueeze(0)
+
+
+def _mask(*sizes: Any, attention_mask: Tensor | None = None, **others: Any) -> Tensor | None:
+    """No (N, N) mask is built for packed rows, which alone come without a mask."""
+    if attention_mask is None:
+        return None
+    mask: Tensor | None = sdpa_mask(*sizes, attention_mask=attention_mask, **others)
+    return mask
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, _mask)
