@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlhf.kernels.linear_logprobs import linear_logprobs
+from rlhf.kernels.workspace import Workspace, wide
 
 
 def in_float32(tensor: Tensor) -> Tensor:
@@ -40,6 +41,17 @@ class Measure(Protocol):
         """A tensor or a named tuple of tensors, of the targets' shape or a number."""
 
 
+def wide_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(…, H), (V, H), (V,) → (…, V) W·h + b with float32 sums that are not rounded to the factors' dtype."""
+    if hidden.dtype == wide(hidden.dtype) or torch.is_grad_enabled():
+        return F.linear(in_float32(hidden), in_float32(weight), None if bias is None else in_float32(bias))
+    states = hidden.reshape(-1, hidden.shape[-1])
+    products = hidden.new_zeros((weight.shape[0], len(states)), dtype=wide(hidden.dtype))
+    Workspace(hidden.device).add_product(products, weight, states.t().contiguous())
+    logits = products.t().reshape(*hidden.shape[:-1], weight.shape[0])
+    return logits if bias is None else logits + bias
+
+
 class LogprobHead(nn.Linear):
     """``lm_head`` with the log-probabilities inside, in the place and under the name of the original.
 
@@ -63,6 +75,7 @@ class LogprobHead(nn.Linear):
         *,
         mask: Tensor | None = None,
         measure: Measure = linear_logprobs,
+        exact: bool = False,
     ) -> Any:
         """What ``measure`` says of ``targets``; without targets W·h + b, as the model's own code expects.
 
@@ -72,11 +85,14 @@ class LogprobHead(nn.Linear):
             temperature: positive, divides the logits; a number, or (…) one a token.
             mask: (…) bool; where it is False nothing is computed and results are 0.
             measure: log-probs and entropies unless asked otherwise.
+            exact: without targets, keep the float32 sums that log-probs are made of.
 
         Returns:
-            `TokenLogprobs` of (…) float32, or what ``measure`` returns; (…, V) in the model's dtype without
-            targets.
+            `TokenLogprobs` of (…) float32, or what ``measure`` returns; without targets (…, V), in the
+            model's dtype or, where ``exact``, in float32.
         """
+        if targets is None and exact:
+            return wide_linear(hidden, self.weight, self.bias)
         if targets is None:
             return F.linear(hidden, self.weight, self.bias)
         return measure(
@@ -92,10 +108,7 @@ class LogprobHead(nn.Linear):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(…, H) → (…, V) float32 logits before the temperature, as the model defines them."""
-        return self._bend(self(hidden))
-
-    def _bend(self, projected: Tensor) -> Tensor:
-        z = in_float32(projected)
+        z: Tensor = self(hidden, exact=True)
         if self.scale != 1.0:
             z = z * self.scale
         return z if self.softcap is None else torch.tanh(z / self.softcap) * self.softcap

@@ -102,3 +102,25 @@ def test_scalar_head_is_w_times_h_in_float32_whatever_the_weights() -> None:
     output = head(hidden)
     assert output.dtype == torch.float32
     assert output.tolist() == [256.5, -4.0]  # bfloat16 would round 256.5 to 256
+
+
+@pytest.mark.parametrize("learning", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_logits_of_bfloat16_are_not_rounded_to_it(learning: bool, bias: bool) -> None:
+    """The sampler draws from the numbers that log-probs are made of."""
+    generator = torch.Generator().manual_seed(0)
+    linear = torch.nn.Linear(64, 50, bias=bias, dtype=torch.bfloat16)
+    linear.weight.data = torch.randn(50, 64, generator=generator).bfloat16()
+    hidden = (10 * torch.randn(3, 7, 64, generator=generator)).bfloat16()
+    head = LogprobHead(linear)
+    with torch.set_grad_enabled(learning):
+        logits = head.logits(hidden)
+    own = None if linear.bias is None else linear.bias.double()
+    expected = torch.nn.functional.linear(hidden.double(), linear.weight.double(), own)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits.double(), expected, rtol=1e-6, atol=1e-4)
+    assert (logits.bfloat16().double() - expected).abs().max() > 0.1
+    targets = torch.randint(50, (3, 7), generator=generator)
+    logprobs = head(hidden, targets).logprobs.double()
+    exact = expected.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+    torch.testing.assert_close(logprobs, exact, rtol=1e-6, atol=1e-4)
