@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import math
 import multiprocessing
 import os
 import sys
@@ -67,13 +68,17 @@ def examine(mutation: Mutation, tests: Sequence[str], training: bool) -> Finding
 
 
 def trained(mutation: Mutation) -> float:
-    """KL(π‖π*) at the end of E1 (numerics 2.4)."""
+    """KL(π‖π*) at the end of E1 (numerics 2.4); ∞ where the trainer itself notices and stops."""
     table = importlib.import_module("tests.testbed.table")
     bed = importlib.import_module("tests.testbed.tree").Testbed()
     algorithm = table.RECIPES[mutation.recipe]()
     if mutation.offset:
         algorithm.missing_eos_score += mutation.offset
-    return table.distance_after(bed, table.trainer(bed, algorithm, updates=600, offset=mutation.offset))
+    trainer = table.trainer(bed, algorithm, updates=600, offset=mutation.offset)
+    try:
+        return table.distance_after(bed, trainer)
+    except FloatingPointError:
+        return math.inf
 
 
 def in_a_fork(mutation: Mutation, tests: Sequence[str], training: bool) -> Finding:
@@ -112,6 +117,8 @@ def row(mutation: Mutation, finding: Finding) -> str:
     if finding.distance is not None and finding.distance > FAR:
         names.insert(0, "E1")
     distance = "" if finding.distance is None else f"{finding.distance:.2g}"
+    if finding.distance == math.inf:
+        distance = "stopped"
     return f"| {mutation.name} | {distance} | {', '.join(names) or '–'} |"
 
 

@@ -227,7 +227,6 @@ MUTATIONS = (
             TRAINER_TESTS + "test_first_update_is_on_policy",
             "tests/bugs/test_trainers.py::test_first_minibatch_ratio_is_exactly_one",
         ),
-        noticed=False,
     ),
     Mutation(
         "whitening counts padding",
