@@ -187,5 +187,6 @@ def test_a_source_that_does_not_compile_is_no_failure(
         assert cpu_build.library() is None
     finally:
         cpu_build.library.cache_clear()
-    assert len(caplog.messages) == 1
+    [warning] = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("no compiled head on this CPU, torch's operations take its place: ")
     assert list(tmp_path.rglob("*.so")) == []
