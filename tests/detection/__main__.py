@@ -77,7 +77,7 @@ def trained(mutation: Mutation) -> float:
     trainer = table.trainer(bed, algorithm, updates=600, offset=mutation.offset)
     try:
         return table.distance_after(bed, trainer)
-    except FloatingPointError:
+    except (FloatingPointError, ValueError):
         return math.inf
 
 
