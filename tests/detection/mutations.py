@@ -278,6 +278,7 @@ MUTATIONS = (
             ADVANTAGE_TESTS + "test_gae_whitens_advantages_and_leaves_returns_bitwise_alone",
             TRAINER_TESTS + "test_returns_minus_raw_advantages_are_the_old_values",
         ),
+        noticed=False,
     ),
     Mutation(
         "mean of each micro-batch",
