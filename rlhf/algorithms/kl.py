@@ -71,11 +71,11 @@ class NoKL(KL):
 
 
 @dataclass(kw_only=True, slots=True)
-class KLInReward(KL):
-    """−β·k1 on every token's reward, the end token included: exactly E r − β·KL(π‖π_ref) (numerics D16)."""
+class FixedKL(KL):
+    """A KL whose coefficient stays as it is."""
 
-    coef: float = 0.05
-    """β, in units of the score per nat of KL summed over the response."""
+    coef: float = 0.0
+    """Its weight, the same in every rollout."""
 
     def __post_init__(self) -> None:
         """Refuse to reward distance.
@@ -84,12 +84,20 @@ class KLInReward(KL):
             ValueError: coef is negative.
         """
         if not self.coef >= 0:
-            raise ValueError(f"KLInReward.coef must not be negative, got {self.coef}")
+            raise ValueError(f"{type(self).__name__}.coef must not be negative, got {self.coef}")
 
     @property
     def initial_coef(self) -> float:
         """The fixed coefficient."""
         return self.coef
+
+
+@dataclass(kw_only=True, slots=True)
+class KLInReward(FixedKL):
+    """−β·k1 on every token's reward, the end token included: exactly E r − β·KL(π‖π_ref) (numerics D16)."""
+
+    coef: float = 0.05
+    """β, in units of the score per nat of KL summed over the response."""
 
     def reward(self, old_logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, coef: float) -> Tensor:
         """−coef·k1 of each token, (B, T), detached, 0 on padding."""
@@ -139,7 +147,7 @@ class AdaptiveKLInReward(KL):
 
 
 @dataclass(kw_only=True, slots=True)
-class KLInLoss(KL):
+class KLInLoss(FixedKL):
     """GRPO: coef·k3 on every token's loss (DeepSeekMath; numerics D17).
 
     Its gradient is that of the *forward* KL(π_ref‖π). On a single step the fixed point is
@@ -149,27 +157,13 @@ class KLInLoss(KL):
     coef: float = 0.04
     """Weight of k3 beside the policy loss, in units of the advantage per nat."""
 
-    def __post_init__(self) -> None:
-        """Refuse to reward distance.
-
-        Raises:
-            ValueError: coef is negative.
-        """
-        if not self.coef >= 0:
-            raise ValueError(f"KLInLoss.coef must not be negative, got {self.coef}")
-
-    @property
-    def initial_coef(self) -> float:
-        """The fixed coefficient."""
-        return self.coef
-
     def loss(self, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, coef: float) -> Tensor:
         """coef·k3 of each token, (B, T), 0 on padding."""
         return coef * k3(torch.where(mask, logprobs, 0.0), torch.where(mask, ref_logprobs, 0.0))
 
 
 @dataclass(kw_only=True, slots=True)
-class K2InLoss(KL):
+class K2InLoss(FixedKL):
     """coef·k2 on every token's loss (numerics D17).
 
     Its expected gradient is that of KL(π‖π_ref) of each token's own distribution, and leaves out that a
@@ -180,27 +174,13 @@ class K2InLoss(KL):
     coef: float = 0.01
     """Weight of k2 beside the policy loss, in units of the advantage per nat."""
 
-    def __post_init__(self) -> None:
-        """Refuse to reward distance.
-
-        Raises:
-            ValueError: coef is negative.
-        """
-        if not self.coef >= 0:
-            raise ValueError(f"K2InLoss.coef must not be negative, got {self.coef}")
-
-    @property
-    def initial_coef(self) -> float:
-        """The fixed coefficient."""
-        return self.coef
-
     def loss(self, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, coef: float) -> Tensor:
         """coef·k2 of each token, (B, T), 0 on padding."""
         return coef * k2(torch.where(mask, logprobs, 0.0), torch.where(mask, ref_logprobs, 0.0))
 
 
 @dataclass(kw_only=True, slots=True)
-class ExactKLInLoss(KL):
+class ExactKLInLoss(FixedKL):
     """coef·KL over the whole vocabulary on every token's loss, without sampling noise (numerics D17).
 
     The gradient is what k2's is on average, so the fixed points are k2's too: π_ref·exp(r/coef)/Z on a
@@ -211,20 +191,6 @@ class ExactKLInLoss(KL):
 
     coef: float = 0.01
     """Weight of the KL beside the policy loss, in units of the advantage per nat."""
-
-    def __post_init__(self) -> None:
-        """Refuse to reward distance.
-
-        Raises:
-            ValueError: coef is negative.
-        """
-        if not self.coef >= 0:
-            raise ValueError(f"ExactKLInLoss.coef must not be negative, got {self.coef}")
-
-    @property
-    def initial_coef(self) -> float:
-        """The fixed coefficient."""
-        return self.coef
 
     def exact_loss(self, exact: Tensor, mask: Tensor, coef: float) -> Tensor:
         """coef·KL of each token, (B, T), 0 on padding."""

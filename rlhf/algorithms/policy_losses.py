@@ -83,10 +83,7 @@ class Clipped(PolicyLoss):
         Raises:
             ValueError: a clip is negative, the lower one exceeds 1, or the dual one lies within the others.
         """
-        if not 0 <= self.clip_low <= 1:
-            raise ValueError(f"Clipped.clip_low must be from 0 to 1, got {self.clip_low}")
-        if not self.clip_high >= 0:
-            raise ValueError(f"Clipped.clip_high must not be negative, got {self.clip_high}")
+        _expect_clips(self)
         if self.dual_clip is not None and not self.dual_clip > 1 + self.clip_high:
             raise ValueError(
                 f"Clipped.dual_clip must be above 1 + clip_high ({1 + self.clip_high}), got {self.dual_clip}"
@@ -146,10 +143,7 @@ class SequenceClipped(PolicyLoss):
         Raises:
             ValueError: a clip is negative, or the lower one exceeds 1.
         """
-        if not 0 <= self.clip_low <= 1:
-            raise ValueError(f"SequenceClipped.clip_low must be from 0 to 1, got {self.clip_low}")
-        if not self.clip_high >= 0:
-            raise ValueError(f"SequenceClipped.clip_high must not be negative, got {self.clip_high}")
+        _expect_clips(self)
 
     def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
         """See `sequence_log_ratio` and `clipped_surrogate` in `rlhf.ops.policy_losses`; rows are whole."""
@@ -193,10 +187,7 @@ class ClippedWeight(PolicyLoss):
         Raises:
             ValueError: a clip is negative, or the lower one exceeds 1.
         """
-        if not 0 <= self.clip_low <= 1:
-            raise ValueError(f"ClippedWeight.clip_low must be from 0 to 1, got {self.clip_low}")
-        if not self.clip_high >= 0:
-            raise ValueError(f"ClippedWeight.clip_high must not be negative, got {self.clip_high}")
+        _expect_clips(self)
 
     def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
         """See `rlhf.ops.policy_losses.clipped_weight`."""
@@ -234,16 +225,16 @@ class KLPenalised(PolicyLoss):
 
     @property
     def initial_penalty(self) -> float:
-        """The fixed β."""
+        """β of the first rollout."""
         return self.coef
 
     def penalty(self, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, coef: float) -> Tensor:
         """β·((ρ − 1) − log ρ): on samples of π_old, unbiased in value and gradient for KL(π_old‖π)."""
-        return _distance(logprobs, old_logprobs, mask, coef)
+        return coef * approx_kl(torch.where(mask, logprobs, 0.0), torch.where(mask, old_logprobs, 0.0))
 
 
 @dataclass(kw_only=True, slots=True)
-class AdaptiveKLPenalised(PolicyLoss):
+class AdaptiveKLPenalised(KLPenalised):
     """PPO with a penalty whose β doubles or halves to meet a KL target (Schulman et al. 2017, section 4)."""
 
     coef: float = 1.0
@@ -261,15 +252,6 @@ class AdaptiveKLPenalised(PolicyLoss):
             if not getattr(self, name) > 0:
                 raise ValueError(f"AdaptiveKLPenalised.{name} must be positive, got {getattr(self, name)}")
 
-    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-        """The surrogate without the penalty; see `rlhf.ops.policy_losses.unclipped_surrogate`."""
-        return unclipped_surrogate(logprobs, old_logprobs, advantages, mask)
-
-    @property
-    def initial_penalty(self) -> float:
-        """The β that steering starts from."""
-        return self.coef
-
     def next_penalty(self, penalty: float, old_kl: float) -> float:
         """β/2 where the KL was below target/1.5, 2·β where it was above 1.5·target, else β.
 
@@ -284,10 +266,11 @@ class AdaptiveKLPenalised(PolicyLoss):
             return max(penalty / 2, self.coef / 1024)
         return min(2 * penalty, self.coef * 1024) if old_kl > 1.5 * self.target else penalty
 
-    def penalty(self, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, coef: float) -> Tensor:
-        """β·((ρ − 1) − log ρ): on samples of π_old, unbiased in value and gradient for KL(π_old‖π)."""
-        return _distance(logprobs, old_logprobs, mask, coef)
 
-
-def _distance(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, coef: float) -> Tensor:
-    return coef * approx_kl(torch.where(mask, logprobs, 0.0), torch.where(mask, old_logprobs, 0.0))
+def _expect_clips(loss: Clipped | SequenceClipped | ClippedWeight) -> None:
+    """Refuse bounds that exclude 1."""
+    name = type(loss).__name__
+    if not 0 <= loss.clip_low <= 1:
+        raise ValueError(f"{name}.clip_low must be from 0 to 1, got {loss.clip_low}")
+    if not loss.clip_high >= 0:
+        raise ValueError(f"{name}.clip_high must not be negative, got {loss.clip_high}")

@@ -152,14 +152,17 @@ class Collector:
         actor = self.sampling_actor() if actor is None else actor
         return self.sampler.sample(actor, prompts.to(self.runtime.device), noise.to(self.runtime.device))
 
-    def greedy(self, rollout: Rollout) -> Scored:
+    def greedy(self, rollout: Rollout, clock: Clock) -> Scored:
         """The most likely response to each prompt of ``rollout``, one row a group."""
         first = torch.ones_like(rollout.group, dtype=torch.bool)
         first[1:] = rollout.group[1:] != rollout.group[:-1]  # the rows of a group stand together
         prompts, length = rollout.prompts.rows(first), self.sampler.max_new_tokens
         sampler = replace(self.sampler, decoding=Greedy(max_new_tokens=length))
         noise = torch.zeros(len(prompts), length, dtype=torch.float64, device=prompts.tokens.device)
-        return self.score(sampler.sample(self.sampling_actor(), prompts, noise), self.train)
+        with clock.phase("sample"):
+            found = sampler.sample(self.sampling_actor(), prompts, noise)
+        with clock.phase("score"):
+            return self.score(found, self.train)
 
     def score(self, rollout: Rollout, prompts: Prompts) -> Scored:
         """The reward of each response; what is not finite is noted, and 0."""

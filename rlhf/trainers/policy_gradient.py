@@ -185,8 +185,7 @@ class PolicyGradientTrainer:
         """Greedy responses to the rollout's prompts, for the estimator that compares with them."""
         if not self.algorithm.advantage.needs_greedy:
             return None
-        with clock.phase("sample"):
-            return self.collector.greedy(collected.scored.rollout)
+        return self.collector.greedy(collected.scored.rollout, clock)
 
     @torch.no_grad()
     def measure(self, scored: Scored, policy: Policy | None = None) -> Measured:

@@ -140,7 +140,7 @@ def remax(toy: ModuleType, **changes: Any) -> Any:
 def test_the_greedy_response_is_the_most_likely_token_at_each_step(toy: ModuleType) -> None:
     trainer = remax(toy)
     rollout = toy.next_rollout(trainer)
-    greedy = trainer.collector.greedy(rollout)
+    greedy = trainer.collector.greedy(rollout, Clock())
     assert greedy.rollout.group.tolist() == list(range(8))
     actor, found = trainer.models.sampling_actor(), greedy.rollout
     logits = actor.logits(found.tokens, found.attention_mask, found.prompt_mask.shape[1])
@@ -151,7 +151,7 @@ def test_the_greedy_response_is_the_most_likely_token_at_each_step(toy: ModuleTy
 def test_an_advantage_is_the_return_minus_the_greedy_return(toy: ModuleType) -> None:
     trainer = remax(toy, reference=toy.actor("reference"))
     scored = collected(trainer).scored
-    greedy = trainer.collector.greedy(scored.rollout)
+    greedy = trainer.collector.greedy(scored.rollout, Clock())
     measured, other = trainer.measure(scored), trainer.measure(greedy)
     advantages = trainer.estimate(measured, None, other).advantages
     baseline = torch.where(greedy.rollout.ended, greedy.scores, -1.0)  # missing_eos_score, as of any response
@@ -176,7 +176,7 @@ def test_a_step_learns_from_the_greedy_baseline(toy: ModuleType) -> None:
 def test_greedy_decoding_leaves_the_sampler_as_it_was(toy: ModuleType) -> None:
     trainer = remax(toy)
     before = trainer.collector.sampler
-    trainer.collector.greedy(toy.next_rollout(trainer))
+    trainer.collector.greedy(toy.next_rollout(trainer), Clock())
     assert trainer.collector.sampler is before
     assert not isinstance(before.decoding, Greedy)
 
