@@ -238,6 +238,13 @@ class PolicyGradient:
         coef = self.policy_loss.initial_penalty if penalty is None else penalty
         return loss + self.policy_loss.penalty(logprobs, old, mask, coef)
 
+    @property
+    def one_pass(self) -> bool:
+        """Whether the loss of each token hangs on its own log-prob and entropy alone, so that the head can
+        make its gradients at once.
+        """
+        return not (self.policy_loss.couples_tokens or self.kl.needs_exact)
+
     def actor_learns(self, rollouts: int) -> bool:
         """Whether the actor is updated in the rollout after ``rollouts`` others (critic warm-up)."""
         return rollouts >= self.critic_warmup

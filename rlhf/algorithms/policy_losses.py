@@ -48,6 +48,11 @@ class PolicyLoss(ABC):
         return torch.zeros_like(logprobs, dtype=torch.bool)
 
     @property
+    def couples_tokens(self) -> bool:
+        """Whether the loss of a token depends on other tokens' log-probs."""
+        return False
+
+    @property
     def initial_penalty(self) -> float:
         """Coefficient of the KL(π_old‖π) in the loss of the first rollout, in advantages per nat: none."""
         return 0.0
@@ -144,6 +149,11 @@ class SequenceClipped(PolicyLoss):
             ValueError: a clip is negative, or the lower one exceeds 1.
         """
         _expect_clips(self)
+
+    @property
+    def couples_tokens(self) -> bool:
+        """The ratio is that of the sequence."""
+        return True
 
     def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
         """See `sequence_log_ratio` and `clipped_surrogate` in `rlhf.ops.policy_losses`; rows are whole."""

@@ -38,6 +38,8 @@ class SweptLoss(NamedTuple):
 
     loss: Tensor
     """Sum over tokens; its backward hands out the gradients, once."""
+    losses: Tensor
+    """(…) its terms, detached; 0 where the mask is False."""
     logprobs: Tensor
     """(…) detached."""
     entropies: Tensor
@@ -77,10 +79,8 @@ def linear_token_loss(
     """
     tokens = flatten(hidden, weight, targets, temperature, bias=bias, scale=scale, softcap=softcap, mask=mask)
     derivative = _Derivative(token_loss, tokens)
-    loss, logprobs, entropies = _LinearTokenLoss.apply(
-        tokens.hidden, weight, bias, tokens.reading, derivative
-    )
-    return SweptLoss(loss, tokens.place(logprobs), tokens.place(entropies))
+    loss, *numbers = _LinearTokenLoss.apply(tokens.hidden, weight, bias, tokens.reading, derivative)
+    return SweptLoss(loss, *(tokens.place(values) for values in numbers))
 
 
 class _Derivative:
@@ -139,17 +139,21 @@ class _Sweep:
 
     def run(self) -> Tensor:
         """(M,) the loss of each token."""
-        used = [self._chunk(rows) for rows in self._chunks]
+        found = [self._chunk(rows) for rows in self._chunks]
+        if self._once:
+            return found[0][0]
         loss, g, h = self._derivative(self.statistics)
-        _expect_elementwise(used, g, h)
+        if found:
+            _expect_elementwise([upstream for _, upstream in found], g, h)
         return loss
 
-    def _chunk(self, rows: slice) -> Upstream:
+    def _chunk(self, rows: slice) -> tuple[Tensor, Upstream]:
+        """The loss of each token, as far as is known, and the derivatives of this chunk's."""
         logits = self._measured(rows)
-        _, g, h = self._derivative(self.statistics)
+        loss, g, h = self._derivative(self.statistics)
         upstream = Upstream(logprobs=g, entropies=h).rows(rows)
         self._differentiate(rows, logits, upstream)
-        return upstream
+        return loss, upstream
 
     def _measured(self, rows: slice) -> Tensor:
         """(m, V) products in the wide dtype; the statistics of the rows are made on the way."""
@@ -221,8 +225,6 @@ class _Sweep:
 
 def _expect_elementwise(used: list[Upstream], g: Tensor, h: Tensor | None) -> None:
     """Refuse a loss whose derivative changed as other tokens' numbers came in."""
-    if len(used) < 2:
-        return
     for name, final in (("logprobs", g), ("entropies", h)):
         parts = [getattr(upstream, name) for upstream in used]
         if final is None or any(part is None for part in parts):
@@ -245,14 +247,14 @@ class _LinearTokenLoss(Function):
         bias: Tensor | None,
         reading: Reading,
         derivative: _Derivative,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         projection = Projection(hidden=hidden, weight=weight, bias=bias, reading=reading)
         sweep = _Sweep(projection, derivative, ctx.needs_input_grad[:3])
-        loss = sweep.run().sum()
+        losses = sweep.run()
         ctx.gradients, ctx.dtype = sweep.gradients, weight.dtype
-        logprobs, entropies = sweep.statistics.logprobs, sweep.statistics.entropies
-        ctx.mark_non_differentiable(logprobs, entropies)
-        return loss, logprobs, entropies
+        numbers = (losses, sweep.statistics.logprobs, sweep.statistics.entropies)
+        ctx.mark_non_differentiable(*numbers)
+        return losses.sum(), *numbers
 
     @staticmethod
     @once_differentiable

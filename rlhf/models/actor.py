@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from rlhf.batch import position_ids
+from rlhf.kernels.linear_token_loss import SweptLoss, TokenLoss, linear_token_loss
 from rlhf.models.heads import LogprobHead, logit_transform
 from rlhf.models.packing import pack, packed_states, unpacked
 from rlhf.ops.logprobs import TokenLogprobs
@@ -78,22 +80,30 @@ class Actor(nn.Module):
         first: int,
         temperature: float = 1.0,
         *,
+        wanted: Tensor | None = None,
+        token_loss: TokenLoss | None = None,
         full: bool = False,
-    ) -> TokenLogprobs | FullLogprobs:
+    ) -> TokenLogprobs | SweptLoss | FullLogprobs:
         """log π(tokens[:, i] | tokens[:, :i]) for i ≥ first (numerics D9).
+
+        What is asked for is this forward's choice and no method's, because ZeRO-3 gathers weights only for
+        what runs through the module's call.
 
         Args:
             tokens: (B, L) int64; what stands on masked positions is not read (numerics D4).
             attention_mask: (B, L) bool, padding on either side.
             first: first column scored, in [1, L); P for rows ``[prompt | response]``.
             temperature: positive, divides the logits in log-probs and entropies.
-            full: return the logits too, for the exact KL. It is this forward's choice and no method's
-                because ZeRO-3 gathers weights only for what runs through the module's call.
+            wanted: (B, L − first) bool, the tokens that the head sees; None for all.
+            token_loss: of the (B, L − first) log-probs and entropies, token by token: the head then makes its
+                gradients in this forward, in one sweep (`rlhf.kernels.linear_token_loss`).
+            full: return the logits too, for the exact KL.
 
         Returns:
-            log-probs and entropies (B, L − first) float32, 0 where the mask is False and at a row's first
-            token, which nothing precedes; the same bits with ``full``, and then (B, L − first, V) float32
-            logits before the temperature.
+            log-probs and entropies (B, L − first) float32, 0 where nothing is wanted, where the mask is False
+            and at a row's first token, which nothing precedes; the same bits with ``full``, and then
+            (B, L − first, V) float32 logits before the temperature. With ``token_loss`` the loss's sum, and
+            detached log-probs and entropies.
 
         Raises:
             ValueError: ``first`` is out of range, or the temperature not positive.
@@ -101,35 +111,32 @@ class Actor(nn.Module):
         if not 1 <= first < tokens.shape[1]:
             raise ValueError(f"Actor: first must lie in [1, {tokens.shape[1]}), got {first}")
         scored = attention_mask[:, first - 1 : -1] & attention_mask[:, first:]
-        if self.packed:
-            return self._packed(tokens, attention_mask, scored, temperature, full=full)
-        states = backbone(self.model, tokens, attention_mask)
-        hidden = states[:, first - 1 : -1]  # before each token
-        measured: TokenLogprobs = self.head(hidden, tokens[:, first:], temperature, mask=scored)
+        if wanted is not None:
+            scored &= wanted
+        hidden, targets = self._before(tokens, attention_mask, scored), tokens[:, first:][scored]
+        if token_loss is not None:
+            sweep = partial(linear_token_loss, token_loss=_of_rows(token_loss, scored))
+            swept: SweptLoss = self.head(hidden, targets, temperature, measure=sweep)
+            return SweptLoss(swept.loss, *(unpacked(values, scored) for values in swept[1:]))
+        logprobs, entropies = (unpacked(values, scored) for values in self.head(hidden, targets, temperature))
         if not full:
-            return measured
-        return FullLogprobs(*measured, self.head.logits(hidden).masked_fill(~scored.unsqueeze(-1), 0.0))
+            return TokenLogprobs(logprobs, entropies)
+        return FullLogprobs(logprobs, entropies, unpacked(self.head.logits(hidden), scored))
 
-    def _packed(
-        self, tokens: Tensor, attention_mask: Tensor, scored: Tensor, temperature: float, *, full: bool
-    ) -> TokenLogprobs | FullLogprobs:
-        """The same from rows end to end. The shift is made while they are apart: no token meets the next row.
+    def _before(self, tokens: Tensor, attention_mask: Tensor, scored: Tensor) -> Tensor:
+        """(M, H) hidden states before each scored token, row after row.
+
+        The shift is made while rows are apart: no token meets the next row.
 
         Args:
             tokens: (B, L) int64.
             attention_mask: (B, L) bool.
             scored: (B, L − first) bool, tokens that are real and have a real one before them.
-            temperature: divides the logits.
-            full: return the logits too.
         """
-        first = tokens.shape[1] - scored.shape[1]
-        before = pad(scored, (first - 1, 1))  # (B, L)
-        hidden = packed_states(self.model, tokens, attention_mask)[before[attention_mask]]  # (M, H)
-        measured: TokenLogprobs = self.head(hidden, tokens[:, first:][scored], temperature)
-        logprobs, entropies = (unpacked(values, scored) for values in measured)
-        if not full:
-            return TokenLogprobs(logprobs, entropies)
-        return FullLogprobs(logprobs, entropies, unpacked(self.head.logits(hidden), scored))
+        before = pad(scored, (tokens.shape[1] - scored.shape[1] - 1, 1))  # (B, L)
+        if self.packed:
+            return packed_states(self.model, tokens, attention_mask)[before[attention_mask]]
+        return backbone(self.model, tokens, attention_mask)[before]
 
     def logits(self, tokens: Tensor, attention_mask: Tensor, first: int) -> Tensor:
         """(B, L − first, V) float32 logits that predict ``tokens[:, first:]``."""
@@ -159,6 +166,15 @@ class Actor(nn.Module):
             use_cache=True,
         )
         return self.head.logits(output.last_hidden_state[:, -1]), output.past_key_values
+
+
+def _of_rows(token_loss: TokenLoss, scored: Tensor) -> TokenLoss:
+    """A loss of (B, T) numbers for a head that sees those of the scored tokens alone, (M,)."""
+
+    def loss(found: TokenLogprobs) -> Tensor:
+        return token_loss(TokenLogprobs(*(unpacked(values, scored) for values in found)))[scored]
+
+    return loss
 
 
 def backbone(model: Any, tokens: Tensor, attention_mask: Tensor) -> Tensor:

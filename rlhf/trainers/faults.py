@@ -78,12 +78,16 @@ class Faults:
         self._noted.setdefault(model, fault)
 
     def loss(self, what: str, values: Tensor, row: Row, *, model: str) -> Tensor:
-        """``values``, a loss of each row or token; NaN when something of the model is not finite.
+        """``values``, a loss of each row or token, looked at and spoiled."""
+        self.look(what, values, row, model=model)
+        return self.spoiled(values, model)
+
+    def spoiled(self, loss: Tensor, model: str) -> Tensor:
+        """The loss; NaN when something of the model is not finite.
 
         Then the gradient is NaN too, and every rank's engine refuses the step.
         """
-        self.look(what, values, row, model=model)
-        return values * torch.nan if model in self._noted else values
+        return loss * torch.nan if model in self._noted else loss
 
     def step(self, engine: Engine, place: str) -> float | None:
         """The engine's step: its gradient norm, or None where the step is skipped. Every rank calls it.

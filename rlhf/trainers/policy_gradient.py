@@ -25,6 +25,7 @@ from rlhf.distributed.runtime import Runtime
 from rlhf.distributed.watch import WATCH
 from rlhf.metrics import Clock, Metrics
 from rlhf.models.actor import Actor
+from rlhf.ops.logprobs import TokenLogprobs
 from rlhf.rewards.reward import Reward
 from rlhf.rollout.sampler import Sampler
 from rlhf.seeding import generator
@@ -352,22 +353,27 @@ class PolicyGradientTrainer:
     def _actor_backward(
         self, part: Experience, weights: Tensor, metrics: Metrics, ledger: Ledger | None
     ) -> float:
-        row = _named(part.rollout, self.train)
-        logprobs, entropies, exact = self.scorer.learning(part.rollout, exact=self.algorithm.kl.needs_exact)
-        token_loss = self.algorithm.token_loss(
-            logprobs,
-            part,
-            self.state.kl_coef,
-            penalty=self.state.penalty,
-            entropies=entropies,
-            exact_kl=exact,
+        algorithm, row = self.algorithm, _named(part.rollout, self.train)
+
+        def token_loss(found: TokenLogprobs, exact_kl: Tensor | None) -> Tensor:
+            return weights * algorithm.token_loss(
+                found.logprobs,
+                part,
+                self.state.kl_coef,
+                penalty=self.state.penalty,
+                entropies=found.entropies,
+                exact_kl=exact_kl,
+            )
+
+        learning = self.scorer.learning(
+            part.rollout, token_loss, one_pass=algorithm.one_pass, exact=algorithm.kl.needs_exact
         )
-        loss = (weights * self.faults.loss("actor's loss", token_loss, row, model="actor")).sum()
-        self.models.actor.backward(loss)
+        self.faults.look("actor's loss", learning.losses, row, model="actor")
+        self.models.actor.backward(self.faults.spoiled(learning.loss, "actor"))
         if ledger is not None:
-            ledger.add(logprobs.detach(), part, row)
-        rollout_metrics.policy_moves(self.algorithm, logprobs.detach(), part, metrics)
-        return float(loss.detach())
+            ledger.add(learning.logprobs, part, row)
+        rollout_metrics.policy_moves(algorithm, learning.logprobs, part, metrics)
+        return float(learning.loss.detach())
 
     def _critic_backward(self, part: Experience, weights: Tensor, metrics: Metrics) -> None:
         assert self.models.critic is not None

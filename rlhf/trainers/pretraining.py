@@ -13,7 +13,7 @@ from rlhf.distributed.runtime import Runtime
 from rlhf.metrics import Metrics
 from rlhf.trainers.faults import Faults, numbered
 from rlhf.trainers.micro_batches import Cut, exact_div
-from rlhf.trainers.supervised import negative_logprobs
+from rlhf.trainers.supervised import descend
 
 
 class Pretraining:
@@ -53,10 +53,8 @@ class Pretraining:
         weights = coef * TokenMean()(batch.mask, all_sum)  # (B, L)
         for rows in self._cut(batch.lengths):
             part = batch.rows(rows).trimmed()
-            loss = negative_logprobs(engine, part)  # (b, l)
             named = numbered(index[rows], "pretraining row")
-            counted = faults.loss("pretraining loss", loss, named, model=engine.name)
-            engine.backward((weights[rows, : loss.shape[1]] * counted).sum())
+            loss = descend(engine, part, weights[rows], faults, "pretraining loss", named)
             metrics.mean("actor/ptx_loss", loss, part.mask)
 
     def _index(self, step: int) -> Tensor:

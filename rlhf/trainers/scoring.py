@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from rlhf.batch import Rollout
 from rlhf.distributed.engine import Engine
 from rlhf.distributed.engine_config import Inference
 from rlhf.models.scalar import state_values
-from rlhf.ops.logprobs import exact_kl
+from rlhf.ops.logprobs import TokenLogprobs, exact_kl
 from rlhf.rollout.sampler import Sampler
 from rlhf.trainers.micro_batches import Cut
 
@@ -31,6 +31,21 @@ class Logprobs:
     """None without a reference."""
     exact_kl: Tensor | None
     """KL to the reference over the whole vocabulary, nats; None where it is not wanted."""
+
+
+ActorLoss = Callable[[TokenLogprobs, Tensor | None], Tensor]
+"""From log-probs, entropies and exact KL to the reference, or None, to the loss of each token, (b, T) all."""
+
+
+class Learning(NamedTuple):
+    """One micro-batch of the actor."""
+
+    loss: Tensor
+    """Sum over tokens, with its gradient."""
+    losses: Tensor
+    """(b, T) its terms, detached."""
+    logprobs: Tensor
+    """(b, T) detached."""
 
 
 class Scorer:
@@ -73,19 +88,26 @@ class Scorer:
             exact_kl=columns.get("exact_kl"),
         )
 
-    def learning(self, part: Rollout, *, exact: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Log-probs, entropies and, where ``exact``, KL to the reference of one micro-batch; with gradient.
+    def learning(self, part: Rollout, token_loss: ActorLoss, *, one_pass: bool, exact: bool) -> Learning:
+        """The actor's loss on one micro-batch.
 
-        Returns:
-            (b, T) each; the KL is None unless asked for.
+        Args:
+            part: its rows.
+            token_loss: (b, T) from log-probs, entropies and exact KL to the reference.
+            one_pass: the loss of each token hangs on its own log-prob and entropy alone.
+            exact: whether to give it the KL.
         """
-        output = self.actor(*self._inputs(part), full=exact)
-        if not exact:
-            return output.logprobs, output.entropies, None
-        assert self.reference is not None
-        reference = self.reference(*self._inputs(part), full=True)
-        kl = exact_kl(output.logits, reference.logits, self.sampler.temperature)
-        return output.logprobs, output.entropies, torch.where(part.mask, kl, 0.0)
+        if one_pass:
+            swept = self.actor(*self._inputs(part), token_loss=lambda found: token_loss(found, None))
+            return Learning(swept.loss, swept.losses, swept.logprobs)
+        output, kl = self.actor(*self._inputs(part), full=exact), None
+        if exact:
+            assert self.reference is not None
+            reference = self.reference(*self._inputs(part), full=True)
+            kl = exact_kl(output.logits, reference.logits, self.sampler.temperature)
+            kl = torch.where(part.mask, kl, 0.0)
+        losses = token_loss(TokenLogprobs(output.logprobs, output.entropies), kl)
+        return Learning(losses.sum(), losses.detach(), output.logprobs.detach())
 
     @torch.no_grad()
     def values(self, rollout: Rollout) -> Tensor | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rlhf.algorithms.aggregation import TokenMean
 from rlhf.batch import SequenceBatch
@@ -60,9 +61,7 @@ class SupervisedTrainer:
             self.engine.scale_lr(self.schedule(self.done, self.total))
             for rows in self.cut(batch.lengths):
                 part = batch.rows(rows).trimmed()
-                loss = self._token_loss(part)  # (b, l)
-                loss = self.faults.loss("loss", loss, self._named(rows), model=self.engine.name)
-                self.engine.backward((weights[rows, : loss.shape[1]] * loss).sum())
+                loss = descend(self.engine, part, weights[rows], self.faults, "loss", self._named(rows))
                 found.mean("loss", loss, part.mask)
             metrics.value("actor/lr", self.engine.lr)
             norm = self.faults.step(self.engine, f"step {self.done + 1}")
@@ -85,9 +84,6 @@ class SupervisedTrainer:
         """Names the rows of a micro-batch by their numbers in the data set."""
         return lambda row: f"row {int(self._next_rows()[rows][row])}"
 
-    def _token_loss(self, part: SequenceBatch) -> Tensor:
-        return negative_logprobs(self.engine, part)
-
     @torch.no_grad()
     def evaluate(self) -> Metrics:
         """Mean negative log-probability of the held-out targets, nats per token."""
@@ -101,7 +97,7 @@ class SupervisedTrainer:
             for rows in self.cut(batch.lengths):
                 part = batch.rows(rows).trimmed()
                 targets = part.mask & real[rows].to(part.mask.device)[:, None]
-                loss = self._token_loss(part)
+                loss = negative_logprobs(self.engine, part)
                 self.faults.look("held-out loss", loss, numbered(index[rows]))
                 metrics.mean("eval/loss", loss, targets)
         return self.faults.evaluation(metrics, f"evaluation after step {self.done}")
@@ -131,5 +127,39 @@ class SupervisedTrainer:
 
 def negative_logprobs(engine: Engine, part: SequenceBatch) -> Tensor:
     """(b, l) −log π of each target, 0 elsewhere; column 0 has nothing before it (numerics D7)."""
-    logprobs = engine(part.tokens, part.attention_mask, 1).logprobs  # (b, l-1)
-    return torch.where(part.mask, torch.nn.functional.pad(-logprobs, (1, 0)), 0.0)
+    return _shifted(engine(part.tokens, part.attention_mask, 1, wanted=part.mask[:, 1:]).logprobs)
+
+
+def descend(  # noqa: PLR0917
+    engine: Engine, part: SequenceBatch, weights: Tensor, faults: Faults, what: str, row: Row
+) -> Tensor:
+    """Add the gradient of Σ weights·(−log π) over the targets to the engine's.
+
+    Args:
+        engine: around an actor.
+        part: b rows of width l.
+        weights: (b, L ≥ l) of each token in the step's loss.
+        faults: receives what is not finite.
+        what: what it calls −log π.
+        row: names a row.
+
+    Returns:
+        (b, l) −log π of each target, detached, 0 elsewhere.
+    """
+    share = weights[:, 1 : part.tokens.shape[1]]
+    swept = engine(
+        part.tokens,
+        part.attention_mask,
+        1,
+        wanted=part.mask[:, 1:],
+        token_loss=lambda found: -share * found.logprobs,
+    )
+    loss = _shifted(swept.logprobs)
+    faults.look(what, loss, row, model=engine.name)
+    engine.backward(faults.spoiled(swept.loss, engine.name))
+    return loss
+
+
+def _shifted(logprobs: Tensor) -> Tensor:
+    """(b, l − 1) log π from column 1 on → (b, l) −log π."""
+    return pad(-logprobs, (1, 0))

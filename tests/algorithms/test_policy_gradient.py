@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,9 +12,17 @@ from torch.autograd import gradcheck
 
 from rlhf.algorithms.advantages import GAE, GroupRelative, LeaveOneOut
 from rlhf.algorithms.aggregation import ConstantLength, SequenceMean, TokenMean
-from rlhf.algorithms.kl import KLInLoss, KLInReward, NoKL
+from rlhf.algorithms.kl import KL, ExactKLInLoss, K2InLoss, KLInLoss, KLInReward, NoKL
 from rlhf.algorithms.policy_gradient import PolicyGradient
-from rlhf.algorithms.policy_losses import Clipped, Reinforce
+from rlhf.algorithms.policy_losses import (
+    AdaptiveKLPenalised,
+    Clipped,
+    ClippedWeight,
+    KLPenalised,
+    PolicyLoss,
+    Reinforce,
+    SequenceClipped,
+)
 from rlhf.algorithms.value_losses import ClippedValueLoss, SquaredError
 from rlhf.batch import Experience, Rollout
 
@@ -256,3 +265,42 @@ def test_a_new_key_on_a_component_is_refused() -> None:
     OmegaConf.update(config, "advantage.surprise", 1, force_add=True)
     with pytest.raises((OmegaConfBaseException, AttributeError, TypeError), match="surprise"):
         OmegaConf.to_object(config)
+
+
+def couples(bundle: PolicyGradient) -> bool:
+    """Whether the loss of some token, or its slope, moves with another token's log-prob."""
+    noise, real = torch.Generator().manual_seed(0), torch.ones(3, 3, dtype=torch.bool)
+
+    def drawn() -> Tensor:
+        return -2.0 + 0.05 * torch.randn(3, 3, generator=noise)
+
+    rollout = replace(experience().rollout, mask=real)
+    advantages = torch.tensor([[1.0], [-1.0], [2.0]]).expand(3, 3)
+    part = Experience(rollout=rollout, old_logprobs=drawn(), ref_logprobs=drawn(), advantages=advantages)
+
+    def known(new: Tensor) -> Tensor:
+        """(2, 3, 3): the loss of each token, and its derivative."""
+        new = new.clone().requires_grad_()
+        loss = bundle.token_loss(new, part, 0.1)
+        return torch.stack([loss, *torch.autograd.grad(loss.sum(), new)]).detach()
+
+    one, other = drawn(), drawn()
+    other[:, 1] = one[:, 1]  # the middle tokens stay as they are
+    assert not torch.equal(known(one)[:, :, 0], known(other)[:, :, 0])
+    return not torch.equal(known(one)[:, :, 1], known(other)[:, :, 1])
+
+
+@pytest.mark.parametrize(
+    "kl", [NoKL(), KLInReward(), KLInLoss(), K2InLoss()], ids=lambda kl: type(kl).__name__
+)
+@pytest.mark.parametrize(
+    "loss", [Clipped, SequenceClipped, ClippedWeight, KLPenalised, AdaptiveKLPenalised, Reinforce]
+)
+def test_one_pass_is_for_losses_of_one_token_alone(loss: type[PolicyLoss], kl: KL) -> None:
+    bundle = grpo(policy_loss=loss(), kl=kl)
+    assert bundle.one_pass is not couples(bundle)
+
+
+def test_the_exact_kl_takes_two_passes() -> None:
+    assert grpo().one_pass
+    assert not grpo(kl=ExactKLInLoss()).one_pass

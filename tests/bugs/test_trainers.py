@@ -33,6 +33,7 @@ from rlhf.data.encoding import Encoded
 from rlhf.distributed import checkpoints
 from rlhf.distributed.engine import Engine, TorchEngine, cast_parameters
 from rlhf.distributed.engine_config import Plain
+from rlhf.kernels.linear_token_loss import SweptLoss, TokenLoss
 from rlhf.models.saving import save_model
 from rlhf.ops.logprobs import TokenLogprobs
 from rlhf.ops.masking import Total
@@ -162,10 +163,13 @@ class OneForValues(ValueLoss):
         return torch.ones_like(values)
 
 
-def minus_one(tokens: Tensor, attention_mask: Tensor, first: int) -> TokenLogprobs:
+def minus_one(
+    tokens: Tensor, attention_mask: Tensor, first: int, *, wanted: Tensor, token_loss: TokenLoss
+) -> SweptLoss:
     """A policy to which every token, prompt and padding included, has the log-prob −1."""
     ones = torch.ones(tokens[:, first:].shape)
-    return TokenLogprobs(-ones, ones)
+    losses = token_loss(TokenLogprobs(-ones, ones))
+    return SweptLoss(losses.sum(), losses, -ones, ones)
 
 
 def steps_of(engine: Any) -> list[float]:

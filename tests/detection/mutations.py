@@ -343,7 +343,7 @@ MUTATIONS = (
     ),
     Mutation(
         "log-probs of the token before",
-        (Edit("rlhf.models.actor", "states[:, first - 1 : -1]", "states[:, first:]"),),
+        (Edit("rlhf.models.actor", "scored.shape[1] - 1, 1))", "scored.shape[1], 0))"),),
         (
             "tests/models/test_actor.py::test_logprob_is_the_log_softmax_of_the_column_before",
             "tests/models/test_actor.py::test_probabilities_of_all_responses_sum_to_one",

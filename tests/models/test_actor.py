@@ -140,7 +140,7 @@ def test_only_the_scored_positions_reach_the_head(actor: Actor) -> None:
     seen: list[tuple[int, ...]] = []
     actor.head.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
     actor(TOKENS, REAL, 4)
-    assert seen == [(2, 2, 16)]
+    assert seen == [(4, 16)]
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -203,3 +203,50 @@ def test_a_model_without_positions_is_refused() -> None:
     model = BloomForCausalLM(BloomConfig(vocab_size=11, hidden_size=8, n_layer=1, n_head=2))
     with pytest.raises(ValueError, match="BloomForCausalLM takes no position_ids"):
         Actor(model)
+
+
+def gradients(model: Actor) -> list[Tensor]:
+    return [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in model.parameters()]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_one_sweep_gives_the_loss_and_gradients_of_two_passes(
+    build: Callable[..., Any], kind: str, tied: bool, packed: bool
+) -> None:
+    """In float64: a clipped surrogate of the log-probs and a pull on the entropies."""
+    tokens, mask = ragged()
+    weights = torch.linspace(-1.0, 2.0, 12, dtype=torch.float64).reshape(3, 4)
+
+    def loss(found: TokenLogprobs) -> Tensor:
+        ratio = (found.logprobs + 2.4).exp()
+        return -torch.minimum(ratio * weights, ratio.clamp(0.9, 1.1) * weights) - 0.1 * found.entropies
+
+    two = Actor(build(kind, tied=tied).double(), packed=packed)
+    one = copy.deepcopy(two)
+    expected = two(tokens, mask, 2, 0.7)
+    loss(expected).sum().backward()
+    swept = one(tokens, mask, 2, 0.7, token_loss=loss)
+    (4.0 * swept.loss).backward()  # a power of two scales float32 norms without rounding
+    for found, right in zip(gradients(one), gradients(two), strict=True):
+        torch.testing.assert_close(found, 4.0 * right, rtol=1e-12, atol=1e-14)
+    for found, right in zip(swept[1:], (loss(expected), *expected), strict=True):
+        assert not found.requires_grad
+        real = mask[:, 2:] & mask[:, 1:-1]
+        torch.testing.assert_close(found[real], right.detach()[real], rtol=1e-12, atol=0)
+        assert (found[~real] == 0).all()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_unwanted_tokens_do_not_reach_the_head(build: Callable[..., Any], kind: str, packed: bool) -> None:
+    actor = Actor(build(kind), packed=packed)
+    tokens, mask = ragged()
+    wanted = torch.tensor([[True, False, True, True], [False, True, True, True], [True] * 4])
+    seen: list[int] = []
+    actor.head.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    whole = actor(tokens, mask, 2)
+    asked = actor(tokens, mask, 2, wanted=wanted)
+    for found, right in zip(asked, whole, strict=True):
+        torch.testing.assert_close(found[wanted], right[wanted], rtol=0, atol=1e-6)
+        assert (found[~wanted] == 0).all()
+    real = mask[:, 2:] & mask[:, 1:-1]
+    assert seen == [int(real.sum()), int((real & wanted).sum())]

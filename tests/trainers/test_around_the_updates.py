@@ -15,6 +15,7 @@ from torch import Tensor
 from rlhf.algorithms.advantages import MovingAverage
 from rlhf.algorithms.corrections import Truncated
 from rlhf.algorithms.kl import ExactKLInLoss, KLInReward, NoKL
+from rlhf.algorithms.policy_gradient import PolicyGradient
 from rlhf.algorithms.policy_losses import AdaptiveKLPenalised, Reinforce
 from rlhf.distributed.engine_config import Plain
 from rlhf.metrics import Metrics
@@ -407,3 +408,21 @@ def test_parts_of_a_mixture_are_logged_of_the_rollout_that_is_learnt_from(toy: M
     metrics = toy.policy_gradient(reward=reward).step()
     total = 2 * mean(metrics, "reward/a") - 0.5 * mean(metrics, "reward/words")
     assert mean(metrics, "reward/score") == pytest.approx(total, rel=1e-6)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    "changes", [{}, {"kl": KLInReward(coef=0.1), "entropy_coef": 0.05}], ids=["ppo", "all"]
+)
+def test_one_sweep_moves_the_actor_as_two_passes_do(
+    toy: ModuleType, monkeypatch: pytest.MonkeyPatch, packed: bool, changes: dict[str, Any]
+) -> None:
+    found = []
+    for one_pass in (True, False):
+        monkeypatch.setattr(PolicyGradient, "one_pass", one_pass)
+        trainer = toy.policy_gradient(toy.ppo(**changes), reference=toy.actor("reference"), packed=packed)
+        experience = experience_of(toy, trainer)
+        trainer.update(experience, Metrics())  # away from the ratio 1
+        found.append(gradients(trainer, experience))
+    for name, right in found[1].items():
+        torch.testing.assert_close(found[0][name], right, rtol=0, atol=1e-5 * float(right.abs().max()))

@@ -152,17 +152,23 @@ def test_a_bad_loss_is_named_though_its_gradient_is_finite(toy: ModuleType, bad:
         assert toy.equal(toy.parameters(getattr(trainer.models, model)), before)
 
 
+def spoil_logprobs(trainer: Any, change: Callable[[Tensor, Tensor], Tensor]) -> Any:
+    """From now on the actor says what ``change`` makes of log-probs and mask; the gradient stays."""
+
+    def hook(_: Any, inputs: tuple[Any, ...], said: Any) -> Any:
+        return said._replace(logprobs=change(said.logprobs, inputs[1]))
+
+    return trainer.engine.module.register_forward_hook(hook)
+
+
 def test_a_bad_row_of_a_demonstration_is_named(toy: ModuleType) -> None:
     trainer = toy.supervised()
     trainer.step()
     rows = trainer._next_rows().tolist()
-    forward = trainer._token_loss
-
-    def broken(part: Any) -> Tensor:
-        loss = forward(part)
-        return loss * torch.where(part.lengths == trainer.train.lengths[rows[2]], math.nan, 1.0)[:, None]
-
-    trainer._token_loss = broken
+    length = trainer.train.lengths[rows[2]]
+    spoil_logprobs(
+        trainer, lambda found, mask: found * torch.where(mask.sum(1) == length, math.nan, 1.0)[:, None]
+    )
     named = [row for row in rows if trainer.train.lengths[row] == trainer.train.lengths[rows[2]]]
     with pytest.raises(
         FloatingPointError, match=r"^step 2: the loss of token \d+ of row \d+ is nan$"
@@ -184,10 +190,12 @@ def test_a_bad_weight_of_a_supervised_or_reward_model_is_named(toy: ModuleType, 
 
 
 def test_a_bad_loss_that_hangs_on_no_parameter_is_never_passed_over(toy: ModuleType) -> None:
-    trainer = skipping(toy.supervised())
-    forward = trainer._token_loss
-    trainer._token_loss = lambda part: torch.where(part.mask, math.nan, forward(part))
-    with pytest.raises(FloatingPointError, match=r"step 1: the loss .* is nan, and the gradient is finite"):
+    trainer = skipping(toy.reward_model())
+    scores = trainer._scores
+    trainer._scores = lambda *both: tuple(
+        torch.where(side < math.inf, math.nan, side) for side in scores(*both)
+    )
+    with pytest.raises(FloatingPointError, match=r"step 1: the chosen .* is nan, and the gradient is finite"):
         trainer.step()
 
 
@@ -260,10 +268,9 @@ def test_a_run_that_skips_a_step_is_a_run_without_it(toy: ModuleType) -> None:
         trainer = skipping(toy.supervised())
         trainer.step()
         if spoiled:
-            forward = trainer._token_loss
-            trainer._token_loss = lambda part, forward=forward: forward(part) * math.inf
+            hook = spoil_logprobs(trainer, lambda found, _: found * math.inf)
             trainer.step()
-            trainer._token_loss = forward
+            hook.remove()
         else:
             trainer.done += 1
         trainer.step()
@@ -395,28 +402,24 @@ def attempt(action: Callable[[], Any]) -> str:
     return "nothing"
 
 
-def on_rank_1(loss: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
-    """The loss with an infinity, whose gradient is finite, in the first row's targets of rank 1."""
-
-    def broken(part: Any) -> Tensor:
-        first = torch.arange(len(part.mask))[:, None] == 0
-        return loss(part) + torch.where(part.mask & first & (rank() == 1), math.inf, 0.0)
-
-    return broken
+def bad_on_rank_1(logprobs: Tensor, _: Tensor) -> Tensor:
+    """An infinity, whose gradient is finite, at the first row's targets of rank 1."""
+    first = torch.arange(len(logprobs))[:, None] == 0
+    return torch.where((logprobs != 0) & first & (rank() == 1), -math.inf, logprobs)
 
 
 def two_supervised(toy: Any, config: EngineConfig) -> dict[str, Any]:
     """A step with a bad row on rank 1, skipped; one more; then the same, stopping."""
     trainer = skipping(toy.supervised(engine=config))
     trainer.step()
-    forward, before = trainer._token_loss, trainer.engine.state()
-    trainer._token_loss = on_rank_1(forward)
+    before = trainer.engine.state()
+    hook = spoil_logprobs(trainer, bad_on_rank_1)
     skipped = trainer.step()
     found: dict[str, Any] = {"before": before, "skipped": trainer.engine.state(), "names": set(skipped.pairs)}
-    trainer._token_loss = forward
+    hook.remove()
     trainer.step()
     found["after"] = trainer.engine.state()
-    trainer._token_loss = on_rank_1(forward)
+    spoil_logprobs(trainer, bad_on_rank_1)
     trainer.faults = Faults(NonFinite.stop)
     found["message"] = attempt(trainer.step)
     without = toy.supervised(engine=config)
