@@ -32,6 +32,10 @@ class SupervisedSet:
         """Tokens of each row."""
         return [len(row.tokens) for row in self.encoded]
 
+    def sizes(self, index: Tensor) -> list[int]:
+        """Tokens of the rows that ``index`` (B,) names."""
+        return [len(self.encoded[i].tokens) for i in index.tolist()]
+
     def batch(self, index: Tensor) -> SequenceBatch:
         """The rows that ``index`` (B,) names, right-padded."""
         return pad_sequences([self.encoded[i] for i in index.tolist()], pad_id=self.pad_id)
@@ -59,6 +63,10 @@ class PreferenceSet:
         """Tokens of each pair's longer text."""
         sides = zip(self.chosen, self.rejected, strict=True)
         return [max(len(text.tokens) for text in pair) for pair in sides]
+
+    def sizes(self, index: Tensor) -> list[int]:
+        """Tokens of both texts of the pairs that ``index`` (B,) names."""
+        return [len(self.chosen[i].tokens) + len(self.rejected[i].tokens) for i in index.tolist()]
 
     def batch(self, index: Tensor) -> PreferenceBatch:
         """The pairs that ``index`` (B,) names, right-padded."""

@@ -23,6 +23,7 @@ from rlhf.rollout.noise import row_noise
 from rlhf.rollout.sampler import Sampler
 from rlhf.rollout.texts import RolloutTexts
 from rlhf.trainers.faults import Faults
+from rlhf.trainers.micro_batches import dealt
 
 
 @dataclass(kw_only=True, slots=True)
@@ -131,8 +132,9 @@ class Collector:
             found.append(self._draw(first + drawn, missing, clock))
             unequal += self._unequal(found[-1])
             drawn += missing
-        scored = found[0] if len(found) == 1 else self._chosen(found)
-        return Collected(scored=scored, drawn=drawn, unequal=unequal)
+        if len(found) > 1 or self.runtime.world_size > 1:
+            return Collected(scored=self._chosen(found), drawn=drawn, unequal=unequal)
+        return Collected(scored=found[0], drawn=drawn, unequal=unequal)
 
     def prompts(self, first: int, count: int | None = None) -> PromptBatch:
         """This rank's share of ``count`` prompts from number ``first`` on, each repeated once per sample."""
@@ -193,9 +195,10 @@ class Collector:
         return unequal_groups(scores, rollout.group, rollout.mask.any(1))
 
     def _chosen(self, found: Sequence[Scored]) -> Scored:
-        """This rank's share of the first groups with unequal scores of all ranks, then of the others.
+        """This rank's groups: of those drawn, the first with unequal scores on all ranks, then the others.
 
-        Every rank sees all rows: what is chosen does not depend on how many ranks there are.
+        Every rank sees all rows: what is chosen does not depend on how many ranks there are, and each
+        learns from equally many groups with nearly as many tokens.
         """
         ranks = gather_objects([scored.to(torch.device("cpu")) for scored in found])
         everything = joined([scored for rank in ranks for scored in rank])
@@ -203,8 +206,11 @@ class Collector:
         numbers = group.unique()  # in the order in which they were drawn
         teaching = torch.isin(numbers, group[unequal])
         chosen = torch.cat([numbers[teaching], numbers[~teaching]])[: self.sizes.prompts].sort().values
-        own = rank_share(chosen, self.runtime.rank, self.runtime.world_size)
-        rows = torch.cat([(group == number).nonzero().squeeze(1) for number in own])
+        members = [(group == number).nonzero().squeeze(1) for number in chosen]
+        lengths = everything.rollout.attention_mask.sum(1)
+        sizes = [int(lengths[rows].sum()) for rows in members]
+        own = dealt(sizes, self.runtime.rank, self.runtime.world_size)
+        rows = torch.cat([members[number] for number in own])
         return everything.rows(rows).to(self.runtime.device)
 
 

@@ -108,6 +108,25 @@ def level(sizes: list[int], count: int) -> list[list[int]]:
     return [sorted(group) for group in found]
 
 
+def dealt(sizes: list[int], rank: int, ranks: int) -> list[int]:
+    """The rows of one rank: equally many on each, their sums nearly the same; in their own order.
+
+    The longest row left goes to the lightest rank that has room.
+
+    Raises:
+        ValueError: the ranks would get unequal numbers of rows.
+    """
+    room = exact_div(len(sizes), ranks, "rows", "ranks")
+    loads = [(0, number) for number in range(ranks)]  # sum, rank
+    found: list[list[int]] = [[] for _ in range(ranks)]
+    for row in sorted(range(len(sizes)), key=lambda row: -sizes[row]):
+        total, lightest = heapq.heappop(loads)
+        found[lightest].append(row)
+        if len(found[lightest]) < room:
+            heapq.heappush(loads, (total + sizes[row], lightest))
+    return sorted(found[rank])
+
+
 def alike(sizes: list[int], count: int) -> list[list[int]]:
     """``count`` groups of neighbours in length; the largest product of rows and longest is a smallest one."""
     low, high = max(sizes), len(sizes) * max(sizes)

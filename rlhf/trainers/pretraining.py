@@ -6,13 +6,13 @@ from torch import Tensor
 
 from rlhf.algorithms.aggregation import TokenMean
 from rlhf.data.loaded import SupervisedSet
-from rlhf.data.order import batch_indices, rank_share
+from rlhf.data.order import batch_indices
 from rlhf.distributed.collectives import all_sum
 from rlhf.distributed.engine import Engine
 from rlhf.distributed.runtime import Runtime
 from rlhf.metrics import Metrics
 from rlhf.trainers.faults import Faults, numbered
-from rlhf.trainers.micro_batches import Cut, exact_div
+from rlhf.trainers.micro_batches import Cut, dealt, exact_div
 from rlhf.trainers.supervised import descend
 
 
@@ -60,4 +60,4 @@ class Pretraining:
     def _index(self, step: int) -> Tensor:
         first, ranks = step * self._batch_size, self._runtime.world_size
         index = batch_indices(first, self._batch_size, len(self._rows), self._seed)
-        return rank_share(index, self._runtime.rank, ranks)
+        return index[dealt(self._rows.sizes(index), self._runtime.rank, ranks)]

@@ -11,14 +11,14 @@ from torch import Tensor
 from rlhf.algorithms.preferences import PairLoss
 from rlhf.batch import PreferenceBatch, SequenceBatch
 from rlhf.data.loaded import PreferenceSet
-from rlhf.data.order import batch_indices, rank_share
+from rlhf.data.order import batch_indices
 from rlhf.distributed.engine import Engine
 from rlhf.distributed.runtime import Runtime
 from rlhf.distributed.watch import WATCH
 from rlhf.metrics import Clock, Metrics
 from rlhf.models.scalar import score_at_last
 from rlhf.trainers.faults import SKIPPED, Faults, NonFinite, Row, numbered
-from rlhf.trainers.micro_batches import cut_for, exact_div, held_out
+from rlhf.trainers.micro_batches import cut_for, dealt, exact_div, held_out
 from rlhf.trainers.progress import load_progress, save_progress
 from rlhf.trainers.schedules import Schedule
 
@@ -56,7 +56,7 @@ class RewardModelTrainer:
         """One optimiser step on the next pairs."""
         clock, metrics, found = Clock(WATCH.enter), Metrics(), Metrics()
         index = batch_indices(self.done * self.batch_size, self.batch_size, len(self.train), self.seed)
-        share = rank_share(index, self.runtime.rank, self.runtime.world_size)
+        share = index[dealt(self.train.sizes(index), self.runtime.rank, self.runtime.world_size)]
         batch = self.train.batch(share).to(self.runtime.device)
         with clock.phase("update"):
             self.engine.scale_lr(self.schedule(self.done, self.total))

@@ -13,14 +13,14 @@ from torch.nn.functional import pad
 from rlhf.algorithms.aggregation import TokenMean
 from rlhf.batch import SequenceBatch
 from rlhf.data.loaded import SupervisedSet
-from rlhf.data.order import batch_indices, rank_share
+from rlhf.data.order import batch_indices
 from rlhf.distributed.collectives import all_sum
 from rlhf.distributed.engine import Engine
 from rlhf.distributed.runtime import Runtime
 from rlhf.distributed.watch import WATCH
 from rlhf.metrics import Clock, Metrics
 from rlhf.trainers.faults import SKIPPED, Faults, NonFinite, Row, numbered
-from rlhf.trainers.micro_batches import cut_for, exact_div, held_out
+from rlhf.trainers.micro_batches import cut_for, dealt, exact_div, held_out
 from rlhf.trainers.progress import load_progress, save_progress
 from rlhf.trainers.schedules import Schedule
 
@@ -78,7 +78,7 @@ class SupervisedTrainer:
 
     def _next_rows(self) -> Tensor:
         index = batch_indices(self.done * self.batch_size, self.batch_size, len(self.train), self.seed)
-        return rank_share(index, self.runtime.rank, self.runtime.world_size)
+        return index[dealt(self.train.sizes(index), self.runtime.rank, self.runtime.world_size)]
 
     def _named(self, rows: Tensor) -> Row:
         """Names the rows of a micro-batch by their numbers in the data set."""

@@ -175,7 +175,7 @@ def minus_one(
 def steps_of(engine: Any) -> list[float]:
     """What each optimiser step of this engine will have descended; nothing moves."""
     losses, steps = [0.0], []
-    engine.backward = lambda loss: losses.append(float(loss))
+    engine.backward = lambda loss: losses.append(float(loss.detach()))
 
     def step() -> float:
         steps.append(sum(losses))
@@ -398,6 +398,9 @@ class _Noting:
 
     def __len__(self) -> int:
         return 12
+
+    def sizes(self, index: Tensor) -> list[int]:
+        return [1] * len(index)
 
     def batch(self, index: Tensor) -> Any:
         self.seen.append(index)

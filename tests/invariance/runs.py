@@ -23,13 +23,14 @@ from torch.nn.functional import pad
 from rlhf.algorithms.aggregation import TokenMean
 from rlhf.batch import Experience, PreferenceBatch, Rollout, SequenceBatch
 from rlhf.data.encoding import Encoded
-from rlhf.data.order import batch_indices, rank_share
+from rlhf.data.order import batch_indices
 from rlhf.distributed import deepspeed_engine
-from rlhf.distributed.collectives import rank, world_size
+from rlhf.distributed.collectives import world_size
 from rlhf.distributed.engine import Engine, TorchEngine, cast_parameters
 from rlhf.distributed.engine_config import Frozen, Inference, Plain, ZeRO
+from rlhf.metrics import Clock
 from rlhf.ops import masking
-from rlhf.trainers import supervised
+from rlhf.trainers import collection, reward_model, supervised
 from rlhf.trainers.micro_batches import by_length
 
 ROWS = 12
@@ -98,18 +99,14 @@ def difference(found: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
 
 def tokens(run: Run) -> int:
     """Tokens that this rank's rows put into the loss; not of the reward model, which has none."""
-    trainer = build(run)
-    batch = (
-        _rows(trainer)
-        if run.stage == "sft"
-        else trainer.collector.sample(trainer.collector.prompts(trainer.state.drawn))
-    )
+    with _patched(run):
+        trainer = build(run)
+        batch = (
+            trainer._next_batch()
+            if run.stage == "sft"
+            else trainer.collector.collect(trainer.state.drawn, Clock()).scored.rollout
+        )
     return int(batch.mask.sum())
-
-
-def _rows(trainer: Any) -> SequenceBatch:
-    """This rank's demonstrations in the first step."""
-    return trainer.train.batch(rank_share(batch_indices(0, ROWS, ROWS, trainer.seed), rank(), world_size()))
 
 
 def _weights(trainer: Any) -> dict[str, Tensor]:
@@ -289,6 +286,9 @@ class _Changed:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def sizes(self, index: Tensor) -> list[int]:
+        return self.rows.sizes(index)
+
     def batch(self, index: Tensor) -> SequenceBatch | PreferenceBatch:
         batch = self.rows.batch(index)
         if self.change not in ("padding", "left"):
@@ -354,7 +354,7 @@ def _make_wrong(trainer: Any, fault: str) -> None:
     elif hasattr(trainer, "algorithm"):
         _make_update_wrong(trainer, fault)
     else:
-        pieces = _pieces(_rows(trainer).lengths, trainer.cut.rows, fault)
+        pieces = _pieces(trainer._next_batch().lengths, trainer.cut.rows, fault)
         mean_of_means = _MeanOfMeans(TokenMean(), pieces)
         mock.patch.object(supervised, "TokenMean", return_value=mean_of_means).start()
 
@@ -379,10 +379,20 @@ def _make_update_wrong(trainer: Any, fault: str) -> None:
     trainer.update = wrong
 
 
+def _in_turns(sizes: list[int], rank: int, ranks: int) -> list[int]:
+    return list(range(rank, len(sizes), ranks))
+
+
 @contextlib.contextmanager
 def _patched(run: Run) -> Iterator[None]:
-    """Padding that is kept, where it is what changes; engine and statistics that see one rank alone."""
+    """Padding that is kept, where it is what changes; engine and statistics that see one rank alone.
+
+    Rows that are to lie unevenly on two ranks are dealt in turns, whatever their lengths.
+    """
     try:
+        if run.data in ("uneven", "masked"):
+            for module in (supervised, reward_model, collection):
+                mock.patch.object(module, "dealt", _in_turns).start()
         if run.change in ("padding", "left"):
             for batch in (SequenceBatch, Rollout, Experience):
                 mock.patch.object(batch, "trimmed", lambda self: self).start()

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from rlhf.trainers import micro_batches
-from rlhf.trainers.micro_batches import Cut, alike, by_length, exact_div, held_out, level, needed
+from rlhf.trainers.micro_batches import Cut, alike, by_length, dealt, exact_div, held_out, level, needed
 
 
 def test_exact_division() -> None:
@@ -62,6 +62,23 @@ def test_packed_groups_are_equally_full() -> None:
 
 def test_the_longest_row_left_goes_to_the_lightest_group() -> None:
     assert level([7, 2, 5, 4, 6, 3], 2) == [[0, 3, 5], [1, 2, 4]]  # 7+4+3 and 6+5+2
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 8])
+def test_ranks_get_equally_many_rows_and_nearly_as_many_tokens(ranks: int) -> None:
+    sizes = lognormal(512).tolist()
+    shares = [dealt(sizes, rank, ranks) for rank in range(ranks)]
+    assert sorted(row for share in shares for row in share) == list(range(512))
+    assert {len(share) for share in shares} == {512 // ranks}
+    loads = [sum(sizes[row] for row in share) for share in shares]
+    assert max(loads) <= 1.01 * sum(loads) / ranks
+
+
+def test_a_row_is_dealt_to_the_lightest_rank_with_room() -> None:
+    assert [dealt([9, 1, 2, 3], rank, 2) for rank in (0, 1)] == [[0, 1], [2, 3]]  # 9+1 and 3+2
+    assert [dealt([4, 3, 3, 4], rank, 2) for rank in (0, 1)] == [[0, 1], [2, 3]]
+    with pytest.raises(ValueError, match="rows=3 cannot be shared out equally over ranks=2"):
+        dealt([1, 2, 3], 0, 2)
 
 
 def test_padded_groups_hold_neighbours_in_length() -> None:
