@@ -44,6 +44,7 @@ def work(file: str, function: str, folder: str) -> None:
     from rlhf.distributed import runtime
 
     torch.set_num_threads(1)
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     spec = importlib.util.spec_from_file_location("work", file)
     assert spec is not None
     assert spec.loader is not None

@@ -1,6 +1,5 @@
 """Distributed training and resuming, as it broke in other frameworks."""
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,16 +122,6 @@ def run_save(folder: Path) -> dict[str, Any]:
     return {"written": written, "error": error, "latest": checkpoints.latest(folder)}
 
 
-def loaded_toy() -> ModuleType:
-    file = Path(__file__).parents[1] / "trainers" / "toy.py"
-    spec = importlib.util.spec_from_file_location("toy", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def reward_loss(toy: ModuleType, engine: EngineConfig, micro_batch: int) -> float:
     """Loss of the first step over all twelve pairs."""
     trainer = toy.reward_model(engine=engine, batch_size=12, micro_batch_size=micro_batch)
@@ -160,7 +149,8 @@ def whitened(toy: ModuleType) -> Tensor:
 def work(folder: Path) -> dict[str, Any]:
     found: dict[Any, Any] = {stage: run_stage(stage, folder) for stage in STAGES}
     found["save"] = run_save(folder / "checkpoints")
-    toy = loaded_toy()
+    from tests.trainers import toy
+
     found["reward"] = {
         f"zero{stage}, {micro}": reward_loss(toy, zero(stage), micro) for stage in STAGES for micro in (2, 10)
     }
@@ -234,7 +224,8 @@ def test_uneven_micro_batches_give_the_token_mean_of_the_minibatch() -> None:
 
 
 def test_layout_does_not_change_the_reward_loss(pair: list[Any]) -> None:
-    toy = loaded_toy()
+    from tests.trainers import toy
+
     model, rows = toy.scalar("reward").double(), toy.preference_set()
 
     def score(text: Any) -> Tensor:
@@ -252,10 +243,12 @@ def test_layout_does_not_change_the_reward_loss(pair: list[Any]) -> None:
 
 
 def test_whitening_uses_every_rank(pair: list[Any]) -> None:
+    from tests.trainers import toy
+
     shares = [pair[rank]["whitened"] for rank in range(2)]
     together = torch.cat(shares).double()
     assert float(together.mean()) == pytest.approx(0.0, abs=1e-6)
     assert float(together.std(correction=0)) == pytest.approx(1.0, rel=1e-6)
     assert min(abs(float(share.mean())) for share in shares) > 0.01  # neither rank's mean is 0 by itself
-    alone = whitened(loaded_toy())
+    alone = whitened(toy)
     torch.testing.assert_close(together.float().sort().values, alone.sort().values, rtol=0, atol=1e-5)

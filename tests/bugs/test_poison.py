@@ -6,7 +6,6 @@ Slots are found by introspection, so a new field of a batch is poisoned too.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import math
 from collections.abc import Callable, Iterator
@@ -34,12 +33,8 @@ IDS = {math.nan: 13, 1e9: 10**9, -1e9: -(10**9)}
 
 @pytest.fixture(scope="session")
 def toy() -> ModuleType:
-    file = Path(__file__).parents[1] / "trainers" / "toy.py"
-    spec = importlib.util.spec_from_file_location("toy", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    from tests.trainers import toy as module
+
     return module
 
 

@@ -1,7 +1,6 @@
 """Rollouts and memory on two ranks whose parameters are split, as they broke in other frameworks."""
 
 import gc
-import importlib.util
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,16 +23,6 @@ ENGINES: dict[str, EngineConfig] = {
     "zero3": ZeRO(stage=3, clip=None, persistence_threshold=0),
 }
 GATHERS = ("all_gather", "all_gather_into_tensor", "_all_gather_base", "all_gather_coalesced")
-
-
-def loaded_toy() -> ModuleType:
-    file = Path(__file__).parents[1] / "trainers" / "toy.py"
-    spec = importlib.util.spec_from_file_location("toy", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def uneven_rollouts(toy: ModuleType) -> dict[str, Any]:
@@ -115,7 +104,8 @@ def held(trainer: Any) -> tuple[int, int]:
 
 
 def work(folder: Path) -> dict[str, Any]:
-    toy = loaded_toy()
+    from tests.trainers import toy
+
     with counted_gathers() as calls:
         found: dict[str, Any] = {"gathers": gathers_of_a_rollout(toy, calls)}
     found["uneven"] = uneven_rollouts(toy)

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import importlib.util
 import inspect
 import json
 import math
@@ -48,12 +47,8 @@ STAGES = ("supervised", "reward_model", "ppo", "rloo", "grpo")
 
 @pytest.fixture(scope="session")
 def toy() -> ModuleType:
-    file = Path(__file__).parents[1] / "trainers" / "toy.py"
-    spec = importlib.util.spec_from_file_location("toy", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    from tests.trainers import toy as module
+
     return module
 
 

@@ -16,13 +16,12 @@ The last lines are wrong on purpose and must exceed the float32 tolerance a thou
 1 when a cell is beyond its tolerance or a mistake is not.
 """
 
-import importlib.util
+import argparse
 import sys
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -30,6 +29,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rlhf.distributed import collectives, runtime
+from tests import two_ranks as launcher
+from tests.invariance import runs
 
 HERE = Path(__file__).parent
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
@@ -37,16 +38,6 @@ SEEN = 1e-2
 """A mistake differs by at least this much."""
 
 
-def _loaded(file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-runs = _loaded(HERE / "runs.py")
 COLUMNS = [(model, stage) for model in runs.MODELS for stage in runs.STAGES]
 
 
@@ -174,7 +165,6 @@ def measured() -> dict[str, list[tuple[Line, list[float | None]]]]:
     parts = sections()
     lines = [line for section in parts.values() for line in section]
     with tempfile.TemporaryDirectory() as folder:
-        launcher = _loaded(HERE.parent / "two_ranks.py")
         if launcher.launch(__file__, "work", folder) != 0:
             raise RuntimeError("the two ranks failed")
         both = torch.load(Path(folder) / "rank0.pt", weights_only=False)
@@ -217,6 +207,12 @@ def table(found: dict[str, list[tuple[Line, list[float | None]]]]) -> str:
 
 
 def main() -> int:
+    about = argparse.ArgumentParser(
+        prog="python -m tests.invariance",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    about.parse_args()
     torch.set_num_threads(1)
     found = measured()
     sys.stdout.write(table(found))

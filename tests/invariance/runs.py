@@ -3,16 +3,11 @@
 The measure is the step's gradient. Every engine gets plain gradient descent, no clipping, in place of AdamW:
 Adam divides each gradient by its own size, so the rounding of a gradient near 0 would be as large as a step.
 The learning rate is a power of two so large that the weights' own rounding is nothing beside the step.
-
-No test module: it is loaded by its path, in one process and in each of two ranks.
 """
 
 import contextlib
-import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -32,6 +27,7 @@ from rlhf.metrics import Clock
 from rlhf.ops import masking
 from rlhf.trainers import collection, reward_model, supervised
 from rlhf.trainers.micro_batches import by_length
+from tests.trainers import toy
 
 ROWS = 12
 STEP = 2.0**12
@@ -39,16 +35,6 @@ EXTRA = 5
 """Columns of padding added on either side."""
 
 
-def _loaded(file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-toy = _loaded(Path(__file__).parents[1] / "trainers" / "toy.py")
 MODELS = {"llama": toy.LLAMA, "gpt2": toy.GPT2}
 STAGES = ("sft", "reward", "ppo", "grpo")
 CANCELS = "reward.model.transformer.ln_f.bias"

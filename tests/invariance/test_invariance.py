@@ -4,29 +4,18 @@ One process whole, in float64. On two ranks what `tests/trainers/test_two_ranks.
 real optimiser: float64, the other ZeRO stages, and ranks that hold unequal numbers of tokens, or none.
 """
 
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+from tests.invariance import __main__ as matrix
 
-def _matrix() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("matrix", Path(__file__).with_name("__main__.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-matrix = _matrix()
 runs = matrix.runs
 ALONE = matrix.one_process("float64")
 FAULTS = {fault.options["fault"]: fault for fault in matrix.mistakes()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from rlhf.algorithms.advantages import GreedyBaseline
+from rlhf.data.order import batch_indices
 from rlhf.metrics import Clock
 from rlhf.rewards.reward import FunctionReward
 from rlhf.rollout.decoding import Greedy
@@ -192,3 +195,43 @@ def test_a_greedy_score_that_is_no_number_is_noted(toy: ModuleType, bad: float) 
     trainer = remax(toy, reward=FunctionReward(function=second, name="second"))
     with pytest.raises(FloatingPointError, match=f"rollout 1: second gave {bad} to response 0"):
         trainer.step()
+
+
+# Ranks
+
+
+def uneven_prompts(toy: ModuleType) -> Any:
+    rows = toy.prompt_set()
+    for row in batch_indices(0, 8, len(rows), 0)[1::2].tolist():
+        rows.prompts[row] = rows.prompts[row] * 4
+    return rows
+
+
+def two_rollouts(_folder: Path) -> dict[str, Any]:
+    """What each of two ranks learns from, and what it sampled: rank 1's prompts are the long ones."""
+    from tests.trainers import toy
+
+    trainer = toy.policy_gradient(toy.grpo(), samples=3, train=uneven_prompts(toy))
+    scored = collected(trainer).scored
+    sampled = trainer.collector.sample(trainer.collector.prompts(0))
+    return {
+        "learnt": scored.rollout,
+        "scores": scored.scores,
+        "sampled tokens": int(sampled.attention_mask.sum()),
+    }
+
+
+def test_ranks_learn_from_equally_many_groups_and_nearly_as_many_tokens(
+    toy: ModuleType, two_ranks: Callable[[str, str], list[Any]]
+) -> None:
+    ranks = two_ranks(__file__, "two_rollouts")
+    tokens = [int(found["learnt"].attention_mask.sum()) for found in ranks]
+    sampled = [found["sampled tokens"] for found in ranks]
+    assert sum(tokens) == sum(sampled)
+    assert abs(sampled[0] - sampled[1]) > 20
+    assert abs(tokens[0] - tokens[1]) < 10
+    assert [len(found["learnt"].group.unique()) for found in ranks] == [4, 4]
+    whole = collected(toy.policy_gradient(toy.grpo(), samples=3, train=uneven_prompts(toy))).scored
+    for found in ranks:  # each row with its own score
+        for row, score in zip(found["learnt"].index.tolist(), found["scores"].tolist(), strict=True):
+            assert score in whole.scores[whole.rollout.index == row].tolist()

@@ -1,6 +1,5 @@
 """A NaN or an infinity, wherever it comes from, is named; the run stops, or all ranks leave the step out."""
 
-import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -385,15 +384,6 @@ CONFIGS = {"plain": Plain()} | {
 }
 
 
-def toys() -> Any:
-    spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def attempt(action: Callable[[], Any]) -> str:
     try:
         action()
@@ -459,7 +449,8 @@ def two_policy_gradient(toy: Any) -> dict[str, Any]:
 
 
 def work(folder: Path) -> dict[str, Any]:
-    toy = toys()
+    from tests.trainers import toy
+
     found = {name: two_supervised(toy, config) for name, config in CONFIGS.items()}
     found["rl"] = two_policy_gradient(toy)
     return found

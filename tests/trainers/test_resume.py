@@ -1,6 +1,5 @@
 """N steps are k steps, a new process and N - k steps, bit for bit, whatever was looked at on the way."""
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -117,17 +116,9 @@ def expect_equal(one: dict[str, Any], other: dict[str, Any], *, evaluated: bool 
         assert {name: mine[name] for name in names} == {name: yours[name] for name in names}
 
 
-def loaded_toy() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def work(folder: Path) -> dict[str, Any]:
-    toy = loaded_toy()
+    from tests.trainers import toy
+
     return {
         f"{stage} {name}": compared(toy, stage, name, folder / f"{stage} {name}", (1,))
         for stage, name in SOME
@@ -135,7 +126,8 @@ def work(folder: Path) -> dict[str, Any]:
 
 
 def work_on_everything(folder: Path) -> dict[str, Any]:
-    toy = loaded_toy()
+    from tests.trainers import toy
+
     return {
         f"{stage} {name}": compared(toy, stage, name, folder / f"{stage} {name}", (1, 2, 3))
         for stage, name in EVERY

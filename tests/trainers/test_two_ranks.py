@@ -1,6 +1,5 @@
 """Two ranks, over several engines, against one process: the layout appears in no loss and no statistic."""
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -93,18 +92,10 @@ def engines(trainer: Any) -> list[Any]:
     return [engine for engine in (trainer.models.actor, trainer.models.critic) if engine is not None]
 
 
-def loaded_toy() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def work(folder: Path) -> dict[str, Any]:
     """What each of two ranks finds."""
-    toy = loaded_toy()
+    from tests.trainers import toy
+
     found: dict[str, Any] = {
         f"{stage} {name}": first_step(build(toy, stage, ENGINES[name])) for stage, name in CASES
     }
