@@ -2,6 +2,7 @@
 
 import gc
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,6 +98,7 @@ def head(toy: ModuleType, source: Any, engine: EngineConfig) -> dict[str, Any]:
 def held(trainer: Any) -> tuple[int, int]:
     """After a step: bytes of all tensors that anything holds, and how many of them carry a graph."""
     trainer.step()
+    time.sleep(0.2)  # gloo's threads let go of a message a moment after it has arrived
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
