@@ -181,7 +181,7 @@ def clip_gradients(parameters: list[nn.Parameter], clip: float | None) -> float:
     Where it is not finite they stay as they are, for `first_not_finite`.
     """
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if clip is not None and math.isfinite(norm):
+    if clip is not None and clip < norm + 1e-6 and math.isfinite(norm):  # else it would multiply by 1
         torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
     return float(norm)
 

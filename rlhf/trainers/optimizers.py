@@ -48,4 +48,5 @@ class AdamW:
             lr=self.lr,
             betas=(self.beta1, self.beta2),
             eps=self.eps,
+            fused=True,  # one pass over parameters, gradients and moments
         )
