@@ -259,3 +259,17 @@ class PreferenceBatch(Rows):
         self._expect("margin", (len(self.chosen),), torch.float32)
         if len(self.rejected) != len(self.chosen):
             raise ValueError(f"{len(self.chosen)} chosen and {len(self.rejected)} rejected sequences")
+
+
+@dataclass(kw_only=True, slots=True)
+class LabelledBatch(Rows):
+    """Single responses that somebody called good or bad."""
+
+    text: SequenceBatch  # prompt and response
+    mismatched: SequenceBatch  # the same prompt, and the response of another row
+    desirable: Tensor  # (B,) bool, called good
+
+    def __post_init__(self) -> None:
+        self._expect("desirable", (len(self.text),), torch.bool)
+        if len(self.mismatched) != len(self.text):
+            raise ValueError(f"{len(self.text)} texts and {len(self.mismatched)} mismatched ones")

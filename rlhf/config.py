@@ -19,11 +19,13 @@ from rlhf.algorithms import (
     corrections,
     kl,
     policy_losses,
+    preference_losses,
     preferences,
     shaping,
     value_losses,
 )
 from rlhf.algorithms.policy_gradient import PolicyGradient
+from rlhf.data.feedback import FeedbackData
 from rlhf.data.sets import PreferenceData, PromptData, SupervisedData
 from rlhf.distributed.engine_config import EngineConfig, Plain, ZeRO
 from rlhf.models.sources import ModelSource, Pretrained, TinyGPT2, TinyLlama
@@ -143,6 +145,53 @@ class Reward(Job):
         """Refuse counts that are not positive."""
         Job.__post_init__(self)
         _expect_positive(self, "batch_size", "epochs")
+
+
+@dataclass(kw_only=True, slots=True)
+class ReferenceConfig:
+    """The frozen policy that log-ratios are taken to."""
+
+    path: str | None = None
+    """A run's folder, a model folder or a hub name; null takes the policy's own start."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Preference(Job):
+    """``rlhf preference``: offline preference optimisation."""
+
+    model: Pretrained = field(default_factory=Pretrained)
+    """Where the policy starts, usually the supervised model."""
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    """Read once before training, by losses that need one; its log-probs are kept in the run's folder."""
+    data: FeedbackData = field(default_factory=FeedbackData)
+    """Pairs of responses, the better one first; for kto also single responses with a label."""
+    test_data: FeedbackData = field(default_factory=lambda: FeedbackData(path=None))
+    """Held-out pairs or labelled responses; path=null measures none."""
+    loss: preference_losses.PreferenceLoss
+    """Loss of a pair, or of a labelled response."""
+    sft_coef: float = 0.0
+    """Added to the loss: this times −log π per token of each chosen, or good, response."""
+    optimizer: AdamW = field(default_factory=AdamW)
+    """How parameters move."""
+    batch_size: int = 64
+    """Pairs, or labelled responses, of one optimiser step, over all ranks."""
+    epochs: float = 1.0
+    """Passes over the data."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time, the same gradient."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that are not positive, and a reference that nobody reads."""
+        Job.__post_init__(self)
+        _expect_positive(self, "batch_size", "epochs")
+        if not self.sft_coef >= 0:
+            raise ValueError(f"Preference.sft_coef must not be negative, got {self.sft_coef}")
+        loss = type(self.loss)
+        if not loss.needs_reference and self.reference.path is not None:
+            raise ValueError(
+                f"reference.path must be null for {loss.__name__}, which reads no reference, "
+                f"got {self.reference.path}"
+            )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -405,7 +454,18 @@ GROUPS: dict[str, dict[str, type]] = {
     "engine": {"zero": ZeRO, "plain": Plain},
     "schedule": {"constant": schedules.Constant, "linear": schedules.Linear, "cosine": schedules.Cosine},
     "model": {"pretrained": Pretrained, "tiny_llama": TinyLlama, "tiny_gpt2": TinyGPT2},
-    "loss": {"bradley_terry": preferences.BradleyTerry},
+    "loss": {
+        "bradley_terry": preferences.BradleyTerry,
+        "dpo": preference_losses.DPO,
+        "cdpo": preference_losses.ConservativeDPO,
+        "ipo": preference_losses.IPO,
+        "kto": preference_losses.KTO,
+        "orpo": preference_losses.ORPO,
+        "simpo": preference_losses.SimPO,
+        "hinge": preference_losses.Hinge,
+        "unlikelihood": preference_losses.Unlikelihood,
+        "preferred_ft": preference_losses.PreferredFT,
+    },
     "reward": {
         "model": RewardModel,
         "function": RewardFunction,

@@ -33,8 +33,11 @@ def groups() -> list[str]:
     return sorted([*GROUPS, "experiment"], reverse=True)
 
 
-def options(group: str) -> list[str]:
-    """The options of a group, those in its folders included; its bare schema is no choice."""
+def options(group: str, raw: DictConfig | None = None) -> list[str]:
+    """The options of a group, those in its folders included; its bare schema is no choice.
+
+    With a command's configuration ``raw`` only those that the command takes: commands share groups.
+    """
     with hydra.initialize_config_module(CONF, version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         names, folders = (
@@ -42,7 +45,20 @@ def options(group: str) -> list[str]:
         )
     nested = [folder for folder in folders if f"{group}/{folder}" not in GROUPS]
     names = [name for name in names if name != "schema"]
-    return names + [f"{folder}/{name}" for folder in nested for name in options(f"{group}/{folder}")]
+    names += [f"{folder}/{name}" for folder in nested for name in options(f"{group}/{folder}")]
+    return names if raw is None else [name for name in names if _fits(group, name, raw)]
+
+
+def _fits(group: str, name: str, raw: DictConfig) -> bool:
+    """Whether the field that the group fills can hold the option; a preset is taken to."""
+    component: Any = GROUPS.get(group, {}).get(name)
+    if component is None:
+        return True
+    node: Any = raw
+    for part in group.split("/"):
+        node = node._get_node(part)
+    wanted = node._metadata.ref_type
+    return not isinstance(wanted, type) or issubclass(component, wanted)
 
 
 def keys(raw: DictConfig) -> list[str]:

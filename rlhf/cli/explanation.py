@@ -26,8 +26,10 @@ def _of_composition(name: str, error: BaseException, text: str, arguments: Seque
         return f"{word!r} is not KEY=VALUE: {str(error).partition(chr(10))[0]}"
     if match := re.search(r"Could not (?:override|delete) '([^']+)'", text):
         return _unknown_key(match[1], name, arguments)
-    if match := re.search(r"Could not find '([^']+)'", text):
-        return _unknown_option(match[1])
+    if match := re.search(r"Could not find '([^']+)'", text) or re.search(
+        r"In '([^']+)': .* is not a subclass of", text
+    ):
+        return _unknown_option(match[1], name)
     if match := re.search(r"Key '\w+' not in '(\w+)' full_key: (\S+)", text):
         return (
             f"unknown key {match[2]}: a file or preset sets it, but the {match[1]} chosen has no such field"
@@ -54,12 +56,12 @@ def _unknown_key(key: str, name: str, arguments: Sequence[str]) -> str:
     return f"unknown key {key}{nearest(key, known)}"
 
 
-def _unknown_option(path: str) -> str:
-    """For a choice that no group has, e.g. ``algorithm/pppo``."""
+def _unknown_option(path: str, name: str) -> str:
+    """For a choice that no group has, e.g. ``algorithm/pppo``, or none that the command takes."""
     group = next((known for known in groups() if path.startswith(f"{known}/")), None)
     if group is None:
         return f"there is no {path}"
-    option, known = path.removeprefix(f"{group}/"), options(group)
+    option, known = path.removeprefix(f"{group}/"), options(group, compose(name))
     return f"{group} has no option {option!r}{nearest(option, known)}; there are {', '.join(known)}"
 
 

@@ -20,7 +20,7 @@ def describe(name: str, overrides: list[str]) -> str:
     """The help text of ``rlhf NAME``, under the given overrides."""
     raw = compose(name, overrides)
     head = f"usage: rlhf {name} key=value …   (a Hydra application: --cfg job, --multirun, --info)\n"
-    groups = [f"  {group}={'|'.join(options(group))}" for group in choices(name, overrides)]
+    groups = [f"  {group}={'|'.join(options(group, raw))}" for group in choices(name, overrides)]
     return "\n".join([head, "Choices:", *groups, "", "Keys:", *_lines(raw, 1), ""])
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 COMMANDS = {
     "sft": "supervised fine-tuning",
     "reward": "reward-model training",
+    "preference": "offline preference optimisation: DPO and its relatives",
     "rl": "online reinforcement learning",
     "generate": "sample responses to a file of prompts; the best of n, if wanted",
     "score": "score a file of responses",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.batch import PreferenceBatch, PromptBatch, SequenceBatch
+from rlhf.batch import LabelledBatch, PreferenceBatch, PromptBatch, SequenceBatch
 from rlhf.data.collation import pad_preferences, pad_prompts, pad_sequences
 from rlhf.data.encoding import Encoded
 from rlhf.data.fitting import Report
@@ -76,6 +76,36 @@ class PreferenceSet:
             [self.rejected[i] for i in rows],
             [self.margins[i] for i in rows],
             pad_id=self.pad_id,
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class LabelledSet:
+    """Single responses labelled good or bad, encoded."""
+
+    texts: list[Encoded]
+    mismatched: list[Encoded]
+    """Each row's prompt with the response of another row."""
+    desirable: list[bool]
+    pad_id: int
+    report: Report
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row's longer text."""
+        sides = zip(self.texts, self.mismatched, strict=True)
+        return [max(len(text.tokens) for text in pair) for pair in sides]
+
+    def batch(self, index: Tensor) -> LabelledBatch:
+        """The rows that ``index`` (B,) names, right-padded."""
+        rows = index.tolist()
+        return LabelledBatch(
+            text=pad_sequences([self.texts[i] for i in rows], pad_id=self.pad_id),
+            mismatched=pad_sequences([self.mismatched[i] for i in rows], pad_id=self.pad_id),
+            desirable=torch.tensor([self.desirable[i] for i in rows], dtype=torch.bool),
         )
 
 

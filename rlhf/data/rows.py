@@ -14,6 +14,9 @@ from rlhf.data.sources import Row
 
 ROLES = ("system", "user", "assistant", "tool")
 
+COMPLETION = "completion"
+"""What other frameworks call a response."""
+
 Message = dict[str, Any]
 """``role`` and ``content``, both strings; whatever else the row gave reaches the chat template."""
 
@@ -49,6 +52,17 @@ class PreferenceRow:
     chosen: str
     rejected: str
     margin: float
+    columns: dict[str, Any]
+    where: str
+
+
+@dataclass(kw_only=True, slots=True)
+class LabelledRow:
+    """A prompt and a response that somebody called good or bad."""
+
+    prompt: Prompt
+    response: str
+    desirable: bool
     columns: dict[str, Any]
     where: str
 
@@ -117,6 +131,63 @@ def preference_row(
         columns=_others(row, prompt_field, chosen_field, rejected_field, margin_field),
         where=where,
     )
+
+
+def labelled_rows(
+    row: Row,
+    *,
+    prompt_field: str = "prompt",
+    response_field: str = "response",
+    label_field: str = "label",
+    chosen_field: str = "chosen",
+    rejected_field: str = "rejected",
+    as_chat: bool = False,
+) -> list[LabelledRow]:
+    """The row's labelled response; of a pair, which has no label, the chosen one as good, the other as bad.
+
+    The response may also be called ``completion``, or be the end of a conversation ``messages``.
+
+    Raises:
+        ValueError: a field is missing, of the wrong type or empty, a role is unknown, or the label is
+            neither true nor false.
+    """
+    if label_field not in row.values and chosen_field in row.values:
+        return _both_sides(row, prompt_field, chosen_field, rejected_field, as_chat)
+    if response_field not in row.values and COMPLETION in row.values:
+        response_field = COMPLETION
+    label = _field(row, label_field)
+    if label not in (True, False) or isinstance(label, float):
+        raise ValueError(
+            f"{row.where}: field {label_field!r} is {label!r}, expected true (good) or false (bad)"
+        )
+    given = supervised_row(
+        row,
+        prompt_field=prompt_field,
+        response_field=response_field,
+        as_chat=as_chat or isinstance(row.values.get(response_field), list),
+    )
+    columns = {name: value for name, value in given.columns.items() if name != label_field}
+    return [
+        LabelledRow(
+            prompt=given.prompt,
+            response=given.response,
+            desirable=bool(label),
+            columns=columns,
+            where=row.where,
+        )
+    ]
+
+
+def _both_sides(row: Row, prompt: str, chosen: str, rejected: str, as_chat: bool) -> list[LabelledRow]:
+    pair = preference_row(
+        row, prompt_field=prompt, chosen_field=chosen, rejected_field=rejected, as_chat=as_chat
+    )
+    return [
+        LabelledRow(
+            prompt=pair.prompt, response=response, desirable=good, columns=pair.columns, where=row.where
+        )
+        for response, good in ((pair.chosen, True), (pair.rejected, False))
+    ]
 
 
 def _field(row: Row, name: str) -> Any:

@@ -48,22 +48,22 @@ class SupervisedData:
     """What happens to longer rows: refuse, drop or truncate."""
 
     def __post_init__(self) -> None:
-        _expect_at_least("SupervisedData.max_length", self.max_length, 2)
-        _expect_at_least("SupervisedData.limit", self.limit, 1)
+        expect_at_least("SupervisedData.max_length", self.max_length, 2)
+        expect_at_least("SupervisedData.limit", self.limit, 1)
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> SupervisedSet:
         """The rows, checked and encoded; what was left out is logged and reported."""
-        rows, report = _parsed(self.path, self.split, self.config, self.limit, self._parse)
+        rows, report = parsed_rows(self.path, self.split, self.config, self.limit, self._parse)
         encoded: list[Encoded] = []
         others = []
         for row, whole in zip(rows, encode_supervised(rows, tokenizer, targets=self.targets), strict=True):
-            fitted = _fitted([whole], self.max_length, self.overlong, report, row.where)
+            fitted = within_limit([whole], self.max_length, self.overlong, report, row.where)
             if fitted is not None:
                 encoded.extend(fitted)
                 others.append(row.columns)
                 report.keep(truncated=fitted[0] is not whole)
-        _finish(report)
-        return SupervisedSet(encoded=encoded, pad_id=_pad_id(tokenizer), report=report, others=others)
+        finish(report)
+        return SupervisedSet(encoded=encoded, pad_id=pad_id_of(tokenizer), report=report, others=others)
 
     def _parse(self, row: Row) -> SupervisedRow:
         return supervised_row(
@@ -103,22 +103,22 @@ class PreferenceData:
     """What happens to a pair with a longer text: refuse, drop or truncate."""
 
     def __post_init__(self) -> None:
-        _expect_at_least("PreferenceData.max_length", self.max_length, 2)
-        _expect_at_least("PreferenceData.limit", self.limit, 1)
+        expect_at_least("PreferenceData.max_length", self.max_length, 2)
+        expect_at_least("PreferenceData.limit", self.limit, 1)
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> PreferenceSet:
         """The pairs, checked and encoded; pairs with identical tokens are dropped (numerics D6)."""
-        rows, report = _parsed(self.path, self.split, self.config, self.limit, self._parse)
-        result = PreferenceSet(chosen=[], rejected=[], margins=[], pad_id=_pad_id(tokenizer), report=report)
+        rows, report = parsed_rows(self.path, self.split, self.config, self.limit, self._parse)
+        result = PreferenceSet(chosen=[], rejected=[], margins=[], pad_id=pad_id_of(tokenizer), report=report)
         chosen, rejected = _sides(rows, tokenizer)
         for row, *texts in zip(rows, chosen, rejected, strict=True):
             self._add(row, texts, result)
-        _finish(report)
+        finish(report)
         return result
 
     def _add(self, row: PreferenceRow, whole: list[Encoded], result: PreferenceSet) -> None:
         report = result.report
-        fitted = _fitted(whole, self.max_length, self.overlong, report, row.where)
+        fitted = within_limit(whole, self.max_length, self.overlong, report, row.where)
         if fitted is None:
             return
         chosen, rejected = fitted
@@ -163,8 +163,8 @@ class PromptData:
     """What happens to longer prompts: refuse or drop."""
 
     def __post_init__(self) -> None:
-        _expect_at_least("PromptData.max_prompt_length", self.max_prompt_length, 1)
-        _expect_at_least("PromptData.limit", self.limit, 1)
+        expect_at_least("PromptData.max_prompt_length", self.max_prompt_length, 1)
+        expect_at_least("PromptData.limit", self.limit, 1)
         if self.overlong is Overlong.truncate:
             raise ValueError(
                 "PromptData.overlong must be refuse or drop, got truncate: a cut prompt is another"
@@ -172,8 +172,8 @@ class PromptData:
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> PromptSet:
         """The prompts, checked and encoded; what was left out is logged and reported."""
-        rows, report = _parsed(self.path, self.split, self.config, self.limit, self._parse)
-        result = PromptSet(prompts=[], strings=[], others=[], pad_id=_pad_id(tokenizer), report=report)
+        rows, report = parsed_rows(self.path, self.split, self.config, self.limit, self._parse)
+        result = PromptSet(prompts=[], strings=[], others=[], pad_id=pad_id_of(tokenizer), report=report)
         for row, prompt in zip(rows, encode_prompts(rows, tokenizer), strict=True):
             if too_long(len(prompt), self.max_prompt_length, overlong=self.overlong, where=row.where):
                 report.drop(f"longer than {self.max_prompt_length} tokens")
@@ -182,23 +182,24 @@ class PromptData:
             result.strings.append(prompt_text(row, tokenizer))
             result.others.append(row.columns)
             report.keep()
-        _finish(report)
+        finish(report)
         return result
 
     def _parse(self, row: Row) -> PromptRow:
         return prompt_row(row, prompt_field=self.prompt_field, as_chat=self.as_chat)
 
 
-def _parsed(
+def parsed_rows(
     path: str | None, split: str, config: str | None, limit: int | None, parse: Callable[[Row], T]
 ) -> tuple[list[T], Report]:
+    """The rows of a data set, checked, and the account of them that begins with it."""
     if path is None:
         raise ValueError("a data set was given path=null where one is needed")
     rows = read_rows(path, split, config=config)[:limit]
     return [parse(row) for row in rows], Report(source=path, read=len(rows))
 
 
-def _fitted(
+def within_limit(
     texts: Sequence[Encoded], limit: int, overlong: Overlong, report: Report, where: str
 ) -> Sequence[Encoded] | None:
     """The texts of one row within the limit, or None when the row was dropped."""
@@ -222,18 +223,21 @@ def _sides(rows: Sequence[PreferenceRow], tokenizer: PreTrainedTokenizerBase) ->
     return tuple(encode_supervised(side, tokenizer, targets=Targets.response) for side in demonstrations)
 
 
-def _finish(report: Report) -> None:
+def finish(report: Report) -> None:
+    """Log the account, and refuse a set of which nothing is left."""
     log.info("%s", report)
     if not report.kept:
         raise ValueError(f"no row is left: {report}")
 
 
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def pad_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The tokenizer's PAD."""
     if tokenizer.pad_token_id is None:
         raise ValueError("the tokenizer has no PAD; load it with load_tokenizer, which gives it one")
     return int(tokenizer.pad_token_id)
 
 
-def _expect_at_least(name: str, value: int | None, least: int) -> None:
+def expect_at_least(name: str, value: int | None, least: int) -> None:
+    """Refuse a number below ``least``; None is passed over."""
     if value is not None and value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")

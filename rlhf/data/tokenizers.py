@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -131,3 +133,9 @@ def train_bpe(
     if path is not None:
         tokenizer.save_pretrained(str(path))
     return tokenizer
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Of the numbers of all tokens, the special ones, and the chat template."""
+    parts = [sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map, tokenizer.chat_template]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

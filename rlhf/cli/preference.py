@@ -1,0 +1,129 @@
+"""``rlhf preference``: a policy from preferences alone, by DPO or one of its relatives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from rlhf.algorithms.preference_losses import KTO, PairedLoss
+from rlhf.cli.application import Command, Place
+from rlhf.cli.pieces import exporter, open_folder, tokenizer_of, train_and_draw
+from rlhf.cli.room import longest
+from rlhf.config import Preference
+from rlhf.data.feedback import FeedbackData
+from rlhf.data.tokenizers import fingerprint
+from rlhf.distributed.collectives import on_main
+from rlhf.distributed.runtime import free_memory
+from rlhf.models.actor import Actor
+from rlhf.models.loading import load_actor
+from rlhf.models.sources import Pretrained
+from rlhf.seeding import generator
+from rlhf.trainers.feedback import Feedback, LabelledFeedback, PairFeedback
+from rlhf.trainers.micro_batches import Cut
+from rlhf.trainers.preference import PreferenceTrainer
+from rlhf.trainers.reference_logprobs import FILE, of_texts, of_weights, reference_logprobs, store, stored
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def train(config: Preference, place: Place) -> None:
+    """Build the stage from its configuration and run it."""
+    folder = open_folder(config, place)
+    tokenizer = tokenizer_of(config.model)
+    data = _feedback(config, config.data, tokenizer)
+    test = None if config.test_data.path is None else _feedback(config, config.test_data, tokenizer)
+    if config.loss.needs_reference:
+        _give_reference(config, place, tokenizer, data, test)
+        free_memory()
+    actor = _actor(config, config.model, tokenizer, data, test)
+    engine = config.engine.train(actor, config.optimizer(actor), "actor")
+    trainer = PreferenceTrainer(
+        engine=engine,
+        train=data,
+        test=test,
+        schedule=config.schedule,
+        batch_size=config.batch_size,
+        micro_batch_size=config.micro_batch_size,
+        micro_batch_tokens=config.micro_batch_tokens,
+        total=max(int(config.epochs * len(data)) // config.batch_size, 1),
+        seed=config.seed,
+        runtime=place.runtime,
+        export=exporter(engine, tokenizer),
+        non_finite=config.non_finite,
+    )
+    train_and_draw(trainer, folder, config)
+
+
+def _feedback(config: Preference, data: FeedbackData, tokenizer: PreTrainedTokenizerBase) -> Feedback:
+    """The rows in the form that the loss reads."""
+    if isinstance(config.loss, KTO):
+        return LabelledFeedback(data.load_labelled(tokenizer), config.loss, config.sft_coef)
+    assert isinstance(config.loss, PairedLoss)
+    return PairFeedback(data.load_pairs(tokenizer), config.loss, config.sft_coef)
+
+
+def _actor(
+    config: Preference,
+    source: Pretrained,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Feedback,
+    test: Feedback | None,
+) -> Actor:
+    """A policy with positions for the longest text."""
+    actor = load_actor(
+        source,
+        tokenizer,
+        generator=generator(config.seed, "weights"),
+        gradient_checkpointing=config.gradient_checkpointing,
+        packed=config.packed,
+    )
+    longest(data.rows, None if test is None else test.rows).expect_room(actor)
+    return actor
+
+
+def _give_reference(
+    config: Preference,
+    place: Place,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Feedback,
+    test: Feedback | None,
+) -> None:
+    """Give the rows the reference's log-probs, from the run's folder or measured now; then let it go."""
+    path, file = config.reference.path, place.folder / FILE
+    actor = _actor(config, config.model if path is None else Pretrained(path=path), tokenizer, data, test)
+    sets = {"data": data} | ({} if test is None else {"test_data": test})
+
+    def fingerprints() -> dict[str, str]:
+        models = {"reference": of_weights(actor), "tokenizer": fingerprint(tokenizer)}
+        return models | {name: of_texts(rows.texts) for name, rows in sets.items()}
+
+    made_with = on_main(fingerprints)
+    columns = stored(file, made_with)
+    if columns is None and config.resume:
+        raise ValueError(f"resume=true, but {file}, which the run so far was trained with, is gone")
+    if columns is None:
+        columns = _measured(config, place, actor, sets)
+        store(file, columns, made_with)
+    for name, rows in sets.items():
+        rows.reference = columns[name].view(2, -1).T
+
+
+def _measured(
+    config: Preference, place: Place, actor: Actor, sets: Mapping[str, Feedback]
+) -> dict[str, Tensor]:
+    """(2N,) log-probs of each set's texts under the actor, frozen."""
+    runtime = place.runtime
+    cut = Cut.shared(
+        config.micro_batch_size, config.micro_batch_tokens, runtime.world_size, packed=config.packed
+    )
+    reference = config.engine.inference(actor, "reference")
+    return {
+        name: reference_logprobs(reference, rows.texts, pad_id=rows.rows.pad_id, cut=cut, runtime=runtime)
+        for name, rows in sets.items()
+    }
+
+
+COMMAND = Command(schema=Preference, job=train)
