@@ -64,11 +64,12 @@ def used_groups(name: str) -> list[str]:
 
 
 def all_choices() -> Iterator[tuple[str, str]]:
-    """Each option of each group, with the first command that has the group."""
+    """Each option of each group, with the commands that have the group and take the option."""
     for group in groups():
-        if group != "experiment":
-            name = next(name for name in SCHEMAS if group in used_groups(name))
-            yield from ((name, f"{group}={option}") for option in options(group))
+        users = [name for name in SCHEMAS if group != "experiment" and group in used_groups(name)]
+        for name in users if group == "loss" else users[:1]:
+            raw = compose(name)
+            yield from ((name, f"{group}={option}") for option in options(group, raw))
 
 
 def nested(annotation: object) -> Iterator[type]:

@@ -60,6 +60,7 @@ class PreferenceLoss(ABC):
     """The loss of an offline method."""
 
     needs_reference: ClassVar[bool] = True  # reads log-probs of the reference
+    reads_pairs: ClassVar[bool] = True  # of a chosen and a rejected response; else single labelled ones
 
     @abstractmethod
     def reward(self, responses: Responses) -> Tensor:
@@ -263,6 +264,8 @@ class KTO(PreferenceLoss):
 
     z = β·max(0, mean log-ratio of prompts beside responses to other prompts), over the whole batch.
     """
+
+    reads_pairs: ClassVar[bool] = False
 
     beta: float = 0.1
     """β: what a nat of log π/π_ref is worth in units of the reward."""

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from rlhf.algorithms.preference_losses import KTO, PairedLoss
 from rlhf.cli.application import Command, Place
 from rlhf.cli.pieces import exporter, open_folder, tokenizer_of, train_and_draw
 from rlhf.cli.room import longest
@@ -20,7 +19,7 @@ from rlhf.models.actor import Actor
 from rlhf.models.loading import load_actor
 from rlhf.models.sources import Pretrained
 from rlhf.seeding import generator
-from rlhf.trainers.feedback import Feedback, LabelledFeedback, PairFeedback
+from rlhf.trainers.feedback import Feedback, feedback_of
 from rlhf.trainers.micro_batches import Cut
 from rlhf.trainers.preference import PreferenceTrainer
 from rlhf.trainers.reference_logprobs import FILE, of_texts, of_weights, reference_logprobs, store, stored
@@ -58,11 +57,9 @@ def train(config: Preference, place: Place) -> None:
 
 
 def _feedback(config: Preference, data: FeedbackData, tokenizer: PreTrainedTokenizerBase) -> Feedback:
-    """The rows in the form that the loss reads."""
-    if isinstance(config.loss, KTO):
-        return LabelledFeedback(data.load_labelled(tokenizer), config.loss, config.sft_coef)
-    assert isinstance(config.loss, PairedLoss)
-    return PairFeedback(data.load_pairs(tokenizer), config.loss, config.sft_coef)
+    """The rows under the loss: pairs, or labelled responses."""
+    rows = data.load(tokenizer, pairs=type(config.loss).reads_pairs)
+    return feedback_of(rows, config.loss, config.sft_coef)
 
 
 def _actor(

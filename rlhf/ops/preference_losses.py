@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -77,7 +79,7 @@ def log1mexp(logprobs: Tensor, *, eps: float = 1e-6) -> Tensor:
         shape of ``logprobs``, from log(eps) to 0.
     """
     x = logprobs.clamp(max=-eps)
-    near = x > -0.6931471805599453  # log 2: each form is exact on its own side (Mächler 2012)
+    near = x > -math.log(2)  # each form is exact on its own side (Mächler 2012)
     return torch.where(
         near,
         torch.log(-torch.expm1(torch.where(near, x, -1.0))),

@@ -54,6 +54,13 @@ class Measured:
     """Metrics: (b,) values, and which of them count."""
 
 
+def feedback_of(rows: PreferenceSet | LabelledSet, loss: PreferenceLoss, sft_coef: float) -> Feedback:
+    """The rows under a loss that reads such rows."""
+    if isinstance(loss, KTO):
+        return LabelledFeedback(rows, loss, sft_coef)
+    return PairFeedback(rows, loss, sft_coef)
+
+
 class Feedback(ABC):
     """Rows with two texts each, and the loss that they are measured by."""
 

@@ -23,7 +23,8 @@ import rlhf.ops
 from rlhf.algorithms.advantages import WhitenedGroupDeviation
 from rlhf.algorithms.corrections import Level, Masked
 from rlhf.algorithms.kl import ExactKLInLoss
-from rlhf.batch import Experience, PreferenceBatch, PromptBatch, Rollout, Rows, SequenceBatch
+from rlhf.algorithms.preference_losses import DPO, ORPO, Unlikelihood
+from rlhf.batch import Experience, LabelledBatch, PreferenceBatch, PromptBatch, Rollout, Rows, SequenceBatch
 from rlhf.trainers.rollout_metrics import Measured
 
 FILLS = [math.nan, 1e9, -1e9]
@@ -100,6 +101,10 @@ class Set:
 def poison(trainer: Any, fill: float) -> list[str]:
     """Poison every batch that the trainer will see; the fields that were, once it has run."""
     count: list[str] = []
+    if hasattr(trainer, "engine") and hasattr(trainer.train, "rows"):  # what a preference loss is measured on
+        for feedback in (trainer.train, trainer.test):
+            feedback.rows = Set(feedback.rows, fill, count)
+        return count
     if hasattr(trainer, "engine"):
         trainer.train, trainer.test = Set(trainer.train, fill, count), Set(trainer.test, fill, count)
         return count
@@ -127,12 +132,20 @@ def ran(toy: ModuleType, trainer: Any, seen: list[Any]) -> list[Any]:
     return [*found, trainer.samples(), [tensor.tolist() for tensor in toy.parameters(*models).values()], seen]
 
 
+PREFERENCES = {"dpo": DPO(), "orpo": ORPO(), "unlikelihood": Unlikelihood()}
+"""Losses that read sums, means and single tokens."""
+
+
 def build(toy: ModuleType, stage: str) -> tuple[Any, list[Any]]:
     """A trainer of the stage, and a list that will hold every gradient that it steps on."""
     if stage == "supervised":
         trainer = toy.supervised(test=toy.supervised_set(5, "held out"))
     elif stage == "reward_model":
         trainer = toy.reward_model(test=toy.preference_set(5, "held out"))
+    elif stage == "kto":
+        trainer = toy.kto(test=toy.labelled_set(5, "held out"), sft_coef=0.1)
+    elif stage in PREFERENCES:
+        trainer = toy.preference(PREFERENCES[stage], test=toy.preference_set(5, "held out"), sft_coef=0.1)
     elif stage == "everything around the loss":
         algorithm = toy.grpo(
             advantage=WhitenedGroupDeviation(),
@@ -173,6 +186,7 @@ def build(toy: ModuleType, stage: str) -> tuple[Any, list[Any]]:
 
 
 REACHED = {
+    **dict.fromkeys((*PREFERENCES, "kto"), tensors(SequenceBatch)),
     "supervised": tensors(SequenceBatch),
     "reward_model": tensors(SequenceBatch),
     "ppo": tensors(PromptBatch) | tensors(Rollout) | tensors(Experience) | tensors(Measured),
@@ -190,11 +204,13 @@ def test_every_batch_type_is_poisoned_somewhere() -> None:
         for _, kind in inspect.getmembers(rlhf.batch, inspect.isclass)
         if issubclass(kind, Rows) and kind is not Rows
     }
-    assert kinds == {"SequenceBatch", "PreferenceBatch", "PromptBatch", "Rollout", "Experience"}
-    assert {name.split(".")[0] for names in REACHED.values() for name in names} | {"PreferenceBatch"} == (
+    outer = {"PreferenceBatch", "LabelledBatch"}
+    assert kinds == {"SequenceBatch", "PromptBatch", "Rollout", "Experience"} | outer
+    assert {name.split(".")[0] for names in REACHED.values() for name in names} | outer == (
         kinds | {"Measured"}
     )
     assert not tensors(PreferenceBatch)  # but those of its two sides
+    assert not tensors(LabelledBatch)
     assert "Experience.old_values" in tensors(Experience)
     assert "Measured.exact_kl" in tensors(Measured)
     assert "Rollout.tokens" in tensors(Rollout)

@@ -25,6 +25,7 @@ from rlhf.algorithms import policy_losses, value_losses
 from rlhf.algorithms.aggregation import TokenMean
 from rlhf.algorithms.kl import KL, AdaptiveKLInReward, KLInReward
 from rlhf.algorithms.policy_losses import Clipped, PolicyLoss, Reinforce
+from rlhf.algorithms.preference_losses import KTO
 from rlhf.algorithms.value_losses import ClippedValueLoss, ValueLoss
 from rlhf.cli import rl
 from rlhf.cli.application import run as run_command
@@ -42,7 +43,8 @@ from rlhf.trainers import rollout_metrics
 from rlhf.trainers.loop import Cadence
 from rlhf.trainers.loop import run as run_loop
 
-STAGES = ("supervised", "reward_model", "ppo", "rloo", "grpo")
+OFFLINE = ("supervised", "reward_model", "preference", "kto")
+STAGES = (*OFFLINE, "ppo", "rloo", "grpo")
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +94,7 @@ class WatchedMean(TokenMean):
 
 
 def build(toy: ModuleType, stage: str, **changes: Any) -> Any:
-    if stage in ("supervised", "reward_model"):
+    if stage in OFFLINE:
         return getattr(toy, stage)(batch_size=5, **changes)  # of 12 rows: epochs end inside a step
     kl = AdaptiveKLInReward(target=0.1, horizon=50)
     algorithm = toy.grpo() if stage == "grpo" else getattr(toy, stage)(kl=kl)
@@ -181,7 +183,7 @@ def steps_of(engine: Any) -> list[float]:
     return steps
 
 
-@pytest.mark.parametrize("stage", ["supervised", "reward_model", "ppo", "grpo"])
+@pytest.mark.parametrize("stage", [*OFFLINE, "ppo", "grpo"])
 def test_denominator_counts_exactly_the_tokens_in_the_loss(toy: ModuleType, stage: str) -> None:
     if stage == "supervised":
         rows = toy.supervised_set(12)
@@ -193,6 +195,9 @@ def test_denominator_counts_exactly_the_tokens_in_the_loss(toy: ModuleType, stag
     elif stage == "reward_model":
         trainer = toy.reward_model(batch_size=12, micro_batch_size=5)
         trainer.pair_loss = lambda chosen, *_: torch.ones_like(chosen)
+    elif stage in ("preference", "kto"):
+        trainer = getattr(toy, stage)(batch_size=12, micro_batch_size=5)
+        trainer.train.loss = OneForPreferences()
     else:
         critic = OneForValues() if stage == "ppo" else None
         algorithm = getattr(toy, stage)(policy_loss=One(), kl=KLInReward(), value_loss=critic)
@@ -202,6 +207,13 @@ def test_denominator_counts_exactly_the_tokens_in_the_loss(toy: ModuleType, stag
     updates = 4 if stage in ("ppo", "grpo") else 1  # two epochs of two minibatches
     for steps in found:
         assert steps == [pytest.approx(1.0, rel=1e-6)] * updates
+
+
+class OneForPreferences(KTO):
+    """Each pair or response costs 1."""
+
+    def __call__(self, first: Any, *others: Any) -> Tensor:
+        return torch.ones_like(first.logprobs)
 
 
 def concrete(base: type, module: ModuleType) -> list[Any]:
@@ -361,7 +373,7 @@ def test_resume_is_bitwise_for_every_trainer(toy: ModuleType, stage: str, tmp_pa
     assert toy.equal(toy.parameters(*engines(resumed)), toy.parameters(*engines(whole)))
 
 
-@pytest.mark.parametrize("stage", ["supervised", "reward_model", "ppo"])
+@pytest.mark.parametrize("stage", [*OFFLINE, "ppo"])
 def test_resume_continues_at_the_next_row(toy: ModuleType, stage: str, tmp_path: Path) -> None:
     def rows(trainer: Any) -> Tensor:
         """What the next step trains on."""
@@ -370,8 +382,10 @@ def test_resume_continues_at_the_next_row(toy: ModuleType, stage: str, tmp_path:
         if stage == "ppo":
             return trainer.collector.prompts(trainer.state.drawn).tokens
         seen: list[Tensor] = []
-        draw = trainer.train.batch
-        trainer.train = _Noting(draw, seen)
+        if stage != "reward_model":
+            trainer.train.rows = _Noting(trainer.train.rows.batch, seen)
+        else:
+            trainer.train = _Noting(trainer.train.batch, seen)
         trainer.step()
         return seen[0]
 
@@ -581,7 +595,7 @@ def test_losses_are_computed_in_float32(toy: ModuleType) -> None:
     for tensors in value.seen:
         assert {tensor.dtype for tensor in tensors} == {torch.float32}
     assert all(math.isfinite(mean(metrics, name)) for name in metrics.pairs)
-    for stage in ("supervised", "reward_model"):
+    for stage in OFFLINE:
         losses: list[Tensor] = []
         half = getattr(toy, stage)(engine=BFloat16())
         backward = half.engine.backward

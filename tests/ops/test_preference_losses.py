@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from rlhf.ops.preference_losses import bradley_terry, centring
+from rlhf.ops.preference_losses import (
+    bradley_terry,
+    centring,
+    hinge,
+    log1mexp,
+    log_odds,
+    prospect,
+    squared_gap,
+    unlikelihood,
+)
 
 
 def row(*x: float) -> Tensor:
@@ -102,3 +111,64 @@ def test_loss_is_the_likelihood_of_the_comparison(
 def test_margin_shifts_the_best_gap_by_exactly_itself(margin: float) -> None:
     """The first wins four of five times: without a margin the best gap is logit 0.8 = log 4."""
     assert gradient(math.log(4) + margin, label=0.8, margin=margin) == pytest.approx(0, abs=1e-12)
+
+
+# What is read of log-probs
+
+
+def test_log1mexp_is_exact_near_both_ends() -> None:
+    tiny, far = 1e-5, 60.0
+    found = log1mexp(row(-tiny, -math.log(2), -1.0, -far))
+    # 1 − e⁻ᵗ = t − t²/2 + t³/6 …, and log(1 − u) = −u − u²/2 …
+    expected = [
+        math.log(tiny - tiny**2 / 2 + tiny**3 / 6),
+        -math.log(2),
+        math.log(1 - math.exp(-1)),
+        -math.exp(-far),
+    ]
+    assert found.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_log1mexp_is_bounded_where_a_token_is_certain() -> None:
+    x = row(0.0, -1e-9).requires_grad_()
+    found = log1mexp(x)
+    found.sum().backward()
+    assert found.tolist() == pytest.approx([math.log(1e-6)] * 2, rel=1e-6)
+    assert x.grad is not None
+    assert x.grad.tolist() == [0.0, 0.0]
+
+
+def test_log_odds_are_the_logit_of_the_probability() -> None:
+    p = row(0.01, 0.5, 0.99)
+    torch.testing.assert_close(log_odds(p.log()), torch.logit(p))
+
+
+def test_unlikelihood_sums_over_the_tokens_of_the_response() -> None:
+    logprobs = row(0.5, 0.25, 0.125).log()[None].requires_grad_()
+    found = unlikelihood(logprobs, torch.tensor([[True, True, False]]))
+    assert found.item() == pytest.approx(-math.log(0.5) - math.log(0.75))
+    found.sum().backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist()[0] == pytest.approx([1.0, 1 / 3, 0.0])  # p/(1 − p)
+
+
+def test_hinge_is_flat_beyond_its_margin() -> None:
+    gap = row(-1.0, 0.5, 3.0).requires_grad_()
+    found = hinge(gap, margin=2.0)
+    found.sum().backward()
+    assert found.tolist() == [3.0, 1.5, 0.0]
+    assert gap.grad is not None
+    assert gap.grad.tolist() == [-1.0, -1.0, 0.0]
+
+
+def test_squared_gap_is_zero_at_one_over_twice_tau() -> None:
+    assert squared_gap(row(5.0, 0.0), tau=0.1).tolist() == [0.0, 25.0]
+
+
+def test_prospect_gives_no_gradient_to_its_baseline() -> None:
+    rewards, baseline = row(0.2, 0.4).requires_grad_(), torch.tensor(0.3).requires_grad_()
+    prospect(rewards, torch.tensor([True, False]), baseline, gain=1.0, loss=2.0).sum().backward()
+    assert baseline.grad is None
+    assert rewards.grad is not None
+    s = sigmoid(0.1) * sigmoid(-0.1)
+    assert rewards.grad.tolist() == pytest.approx([-s, 2 * s], rel=1e-6)

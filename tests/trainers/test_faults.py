@@ -21,7 +21,7 @@ from rlhf.run_folder import RunFolder
 from rlhf.trainers.faults import Faults, NonFinite
 from rlhf.trainers.loop import Cadence, run
 
-STAGES = ["supervised", "reward_model", "policy_gradient"]
+STAGES = ["supervised", "reward_model", "preference", "kto", "policy_gradient"]
 BAD = [math.nan, math.inf, -math.inf]
 
 
@@ -321,7 +321,8 @@ def test_actor_and_critic_are_skipped_each_by_itself(toy: ModuleType) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_an_evaluation_that_is_not_finite_stops_or_is_left_out(toy: ModuleType, stage: str) -> None:
-    sets = {"supervised": toy.supervised_set, "reward_model": toy.preference_set}
+    pairs = dict.fromkeys(("reward_model", "preference"), toy.preference_set)
+    sets = {"supervised": toy.supervised_set, "kto": toy.labelled_set, **pairs}
     trainer = getattr(toy, stage)(test=sets.get(stage, toy.prompt_set)(4, "held out"))
     assert "eval/faults/skipped" not in trainer.evaluate().pairs
     poison_weight(engines(trainer)[0].module, math.nan)

@@ -145,7 +145,7 @@ def test_a_signal_in_the_last_step_leaves_only_the_export_to_be_done(tmp_path: P
     assert len(lines(tmp_path)) == 2
 
 
-@pytest.mark.parametrize("stage", ["supervised", "reward_model", "policy_gradient"])
+@pytest.mark.parametrize("stage", ["supervised", "reward_model", "preference", "kto", "policy_gradient"])
 def test_an_interrupted_run_ends_bitwise_where_an_uninterrupted_one_does(
     toy: ModuleType, stage: str, tmp_path: Path
 ) -> None:

@@ -21,11 +21,13 @@ ENGINES: dict[str, EngineConfig] = {
     "plain": Plain(),
     **{f"zero{stage}": ZeRO(stage=stage, persistence_threshold=0) for stage in (1, 2, 3)},
 }
-STAGES = ("supervised", "reward_model", "ppo")
+STAGES = ("supervised", "reward_model", "preference", "kto", "ppo")
 EVERY = [(stage, engine) for stage in STAGES for engine in ENGINES]
 SOME = [
     ("supervised", "zero2"),
     ("reward_model", "zero1"),
+    ("preference", "zero2"),
+    ("kto", "zero3"),
     ("ppo", "plain"),
     ("ppo", "zero2"),
     ("ppo", "zero3"),
@@ -36,7 +38,8 @@ TIMINGS = ("time/", "throughput/", "memory/")
 def build(toy: ModuleType, stage: str, engine: str) -> Any:
     """A run over data whose epochs end inside a step, with rows held out."""
     if stage != "ppo":
-        rows = getattr(toy, "supervised_set" if stage == "supervised" else "preference_set")
+        names = {"supervised": "supervised_set", "kto": "labelled_set"}
+        rows = getattr(toy, names.get(stage, "preference_set"))
         return getattr(toy, stage)(
             engine=ENGINES[engine], batch_size=10, test=rows(6, "held out"), total=STEPS, lr=3e-3
         )

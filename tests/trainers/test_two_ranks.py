@@ -20,7 +20,7 @@ ENGINES: dict[str, EngineConfig] = {
     "zero2": ZeRO(stage=2),
     "zero3": ZeRO(stage=3, persistence_threshold=0),
 }
-STAGES = ("supervised", "reward_model", "ppo", "rloo")
+STAGES = ("supervised", "reward_model", "preference", "kto", "ppo", "rloo")
 CASES = [
     *[(stage, name) for stage in STAGES for name in ENGINES if (stage, name) != ("rloo", "zero2")],
     ("everything", "plain"),
@@ -37,6 +37,11 @@ def build(toy: ModuleType, stage: str, engine: EngineConfig) -> Any:
     if stage == "reward_model":
         held_out = toy.preference_set(7, "held out")
         return toy.reward_model(engine=engine, batch_size=12, micro_batch_size=4, test=held_out, lr=LR)
+    if stage in ("preference", "kto"):
+        held_out = (toy.preference_set if stage == "preference" else toy.labelled_set)(7, "held out")
+        return getattr(toy, stage)(
+            engine=engine, batch_size=12, micro_batch_size=4, test=held_out, lr=LR, sft_coef=0.1
+        )
     once = {"epochs": 1, "minibatches": 1}
     if stage == "everything":  # that surrounds the loss
         algorithm = toy.grpo(

@@ -17,11 +17,13 @@ from transformers import PreTrainedTokenizerFast
 
 from rlhf.algorithms import advantages, aggregation, kl, policy_losses, value_losses
 from rlhf.algorithms.policy_gradient import PolicyGradient
+from rlhf.algorithms.preference_losses import DPO, KTO, PairedLoss, PreferenceLoss
 from rlhf.algorithms.preferences import BradleyTerry
 from rlhf.batch import Rollout
 from rlhf.data.encoding import Encoded
+from rlhf.data.feedback import mismatched
 from rlhf.data.fitting import Report
-from rlhf.data.loaded import PreferenceSet, PromptSet, SupervisedSet
+from rlhf.data.loaded import LabelledSet, PreferenceSet, PromptSet, SupervisedSet
 from rlhf.distributed import collectives, runtime
 from rlhf.distributed.averaging import WeightAverage
 from rlhf.distributed.engine_config import EngineConfig, Plain
@@ -35,10 +37,13 @@ from rlhf.rollout.decoding import Sampling
 from rlhf.rollout.sampler import Sampler
 from rlhf.rollout.texts import RolloutTexts
 from rlhf.trainers.collection import Prompts, Scored, Sizes
+from rlhf.trainers.feedback import feedback_of
 from rlhf.trainers.micro_batches import Cut
 from rlhf.trainers.optimizers import AdamW
 from rlhf.trainers.policy_gradient import Models, PolicyGradientTrainer
+from rlhf.trainers.preference import PreferenceTrainer
 from rlhf.trainers.pretraining import Pretraining
+from rlhf.trainers.reference_logprobs import reference_logprobs
 from rlhf.trainers.reward_model import RewardModelTrainer
 from rlhf.trainers.schedules import Linear, Schedule
 from rlhf.trainers.supervised import SupervisedTrainer
@@ -135,6 +140,18 @@ def preference_set(rows: int = 12, name: str = "pairs") -> PreferenceSet:
     )
 
 
+def labelled_set(rows: int = 12, name: str = "labels") -> LabelledSet:
+    generator = numbers(name)
+    texts = [demonstration(generator, 1 + row % 3, 1 + 5 * row % 7) for row in range(rows)]
+    return LabelledSet(
+        texts=texts,
+        mismatched=mismatched(texts, 40, name),
+        desirable=[row % 3 > 0 for row in range(rows)],
+        pad_id=PAD,
+        report=Report(source=name),
+    )
+
+
 def prompt_set(rows: int = 10, name: str = "prompts") -> PromptSet:
     generator = numbers(name)
     prompts = [[BOS, *words(generator, 1 + 2 * row % 5)] for row in range(rows)]
@@ -220,6 +237,57 @@ def reward_model(
         runtime=place(),
         export=exporter(wrapped),
     )
+
+
+def preference(
+    loss: PreferenceLoss | None = None,
+    *,
+    engine: EngineConfig | None = None,
+    source: ModelSource = LLAMA,
+    train: PreferenceSet | LabelledSet | None = None,
+    test: PreferenceSet | LabelledSet | None = None,
+    reference: Actor | None = None,
+    sft_coef: float = 0.0,
+    batch_size: int = 4,
+    micro_batch_size: int = 2,
+    micro_batch_tokens: int | None = None,
+    total: int = 5,
+    lr: float = 1e-2,
+    gradient_checkpointing: bool = False,
+    packed: bool = False,
+) -> PreferenceTrainer:
+    """DPO from another model than the reference, so that log-ratios are not 0."""
+    loss, engine = loss or DPO(), engine or Plain()
+    paired = isinstance(loss, PairedLoss)
+    module = actor("actor", source, gradient_checkpointing=gradient_checkpointing, packed=packed)
+    sets = [train or (preference_set() if paired else labelled_set()), test]
+    rows = [None if one is None else feedback_of(one, loss, sft_coef) for one in sets]
+    if loss.needs_reference:
+        frozen = engine.inference(reference or actor("reference", source, packed=packed), "reference")
+        cut = Cut.shared(micro_batch_size, micro_batch_tokens, collectives.world_size(), packed=packed)
+        for one in rows:
+            if one is not None:
+                logprobs = reference_logprobs(frozen, one.texts, pad_id=PAD, cut=cut, runtime=place())
+                one.reference = logprobs.view(2, -1).T
+    wrapped = engine.train(module, AdamW(lr=lr)(module), "actor")
+    assert rows[0] is not None
+    return PreferenceTrainer(
+        engine=wrapped,
+        train=rows[0],
+        test=rows[1],
+        schedule=Linear(),
+        batch_size=batch_size,
+        micro_batch_size=micro_batch_size,
+        micro_batch_tokens=micro_batch_tokens,
+        total=total,
+        seed=0,
+        runtime=place(),
+        export=exporter(wrapped),
+    )
+
+
+def kto(**changes: Any) -> PreferenceTrainer:
+    return preference(KTO(), **changes)
 
 
 def ppo(**changes: Any) -> PolicyGradient:
