@@ -14,7 +14,6 @@ from rlhf.config import Preference
 from rlhf.data.feedback import FeedbackData
 from rlhf.data.tokenizers import fingerprint
 from rlhf.distributed.collectives import on_main
-from rlhf.distributed.runtime import free_memory
 from rlhf.models.actor import Actor
 from rlhf.models.loading import load_actor
 from rlhf.models.sources import Pretrained
@@ -36,7 +35,6 @@ def train(config: Preference, place: Place) -> None:
     test = None if config.test_data.path is None else _feedback(config, config.test_data, tokenizer)
     if config.loss.needs_reference:
         _give_reference(config, place, tokenizer, data, test)
-        free_memory()
     actor = _actor(config, config.model, tokenizer, data, test)
     engine = config.engine.train(actor, config.optimizer(actor), "actor")
     trainer = PreferenceTrainer(
@@ -111,16 +109,18 @@ def _give_reference(
 def _measured(
     config: Preference, place: Place, actor: Actor, sets: Mapping[str, Feedback]
 ) -> dict[str, Tensor]:
-    """(2N,) log-probs of each set's texts under the actor, frozen."""
+    """(2N,) log-probs of each set's texts under the actor, which is no good for anything afterwards."""
     runtime = place.runtime
     cut = Cut.shared(
         config.micro_batch_size, config.micro_batch_tokens, runtime.world_size, packed=config.packed
     )
     reference = config.engine.inference(actor, "reference")
-    return {
+    columns = {
         name: reference_logprobs(reference, rows.texts, pad_id=rows.rows.pad_id, cut=cut, runtime=runtime)
         for name, rows in sets.items()
     }
+    reference.release()
+    return columns
 
 
 COMMAND = Command(schema=Preference, job=train)

@@ -37,6 +37,9 @@ class Inference(Protocol):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's forward, without a graph."""
 
+    def release(self) -> None:
+        """Give back the memory of the weights: the module will not be run any more."""
+
 
 @dataclass(kw_only=True, slots=True)
 class EngineConfig(ABC):
@@ -174,3 +177,12 @@ class Frozen:
             return self._forward(*args, **kwargs)
         with WATCH.meeting(f"the {self._name}'s forward pass"):
             return self._forward(*args, **kwargs)
+
+    def release(self) -> None:
+        """Empty every tensor, for DeepSpeed (0.19.8) holds on to the modules that it was ever given."""
+        for tensor in (*self.module.parameters(), *self.module.buffers()):
+            share = getattr(tensor, "ds_tensor", None)
+            for held in (tensor, share):
+                if held is not None:
+                    held.data = held.data.new_empty(0)
+        runtime.free_memory()

@@ -37,6 +37,10 @@ BASE = {
         *("model.path=actor", "data.path=rows.jsonl", "test_data.path=rows.jsonl", "test_data.limit=3"),
         *("batch_size=4", "optimizer.lr=0.1", "epochs=1", "data.overlong=drop", "test_data.overlong=drop"),
     ],
+    "preference": [
+        *("model.path=actor", "data.path=rows.jsonl", "test_data.path=rows.jsonl", "test_data.limit=3"),
+        *("batch_size=4", "optimizer.lr=0.1", "epochs=1", "data.overlong=drop", "test_data.overlong=drop"),
+    ],
     "rl": [
         *("actor.model.path=actor", "critic.path=critic", "reward=function"),
         *("reward.function=toy_score:count", "prompts.path=rows.jsonl", "prompts.overlong=drop"),
@@ -60,6 +64,9 @@ def within(part: str, fields: dict[str, Any]) -> dict[str, Any]:
 GRPO = ["algorithm=grpo", "algorithm.advantage.eps=1e-4"]
 PENALTY = ["algorithm=ppo_penalty"]
 TEXTS = ["pretraining.data.path=rows.jsonl", "pretraining.data.overlong=drop"]
+LABELS = [
+    *("loss=kto", "data.label_field=good", "test_data.label_field=good", "engine.clip=null"),
+]
 PTX = [*TEXTS, "pretraining.batch_size=4", "algorithm.ptx_coef=0.5"]
 ADAPTIVE = ["algorithm/kl=in_reward_adaptive"]
 OTHER: dict[str, dict[str, Any]] = {
@@ -93,6 +100,30 @@ OTHER: dict[str, dict[str, Any]] = {
         "test_data.path": "null",
         "model.path": "other",
         "loss.center": 0.5,
+        "batch_size": 6,
+        "epochs": 2,
+    },
+    "preference": {
+        **STEPS,
+        **within("optimizer", OPTIMIZER),
+        **within("data", {"limit": 5, "max_length": 7, "overlong": (["data.max_length=7"], "truncate")}),
+        **within("data", {"prompt_field": "other", "chosen_field": "other", "rejected_field": "other"}),
+        **within("data", {"response_field": (LABELS, "other"), "label_field": (LABELS, "bad")}),
+        **within("test_data", {"limit": 5, "max_length": 7, "prompt_field": "other"}),
+        **within("test_data", {"chosen_field": "other", "rejected_field": "other"}),
+        **within("test_data", {"response_field": (LABELS, "other"), "label_field": (LABELS, "bad")}),
+        "test_data.overlong": (["test_data.max_length=7"], "truncate"),
+        "test_data.path": "null",
+        "model.path": "other",
+        "reference.path": "other",
+        "loss.beta": 0.5,
+        "loss.label_smoothing": (["loss=cdpo"], 0.3),
+        "loss.tau": (["loss=ipo"], 0.5),
+        "loss.margin": (["loss=simpo"], 0.2),
+        "loss.coef": (["loss=orpo"], 0.9),
+        "loss.desirable_weight": (LABELS, 2.0),
+        "loss.undesirable_weight": (LABELS, 2.0),
+        "sft_coef": 0.5,
         "batch_size": 6,
         "epochs": 2,
     },
@@ -191,8 +222,11 @@ def fields(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 @pytest.mark.parametrize("command", OTHER)
 def test_no_field_is_left_out(command: str) -> None:
-    choices = [["reward=function", f"algorithm={name}"] for name in options("algorithm")]
-    variants = choices if command == "rl" else [[]]
+    choices = {
+        "rl": [["reward=function", f"algorithm={name}"] for name in options("algorithm")],
+        "preference": [[f"loss={name}"] for name in options("loss", compose("preference"))],
+    }
+    variants = choices.get(command, [[]])
     found = {
         name
         for variant in variants
@@ -244,6 +278,8 @@ def rows() -> list[dict[str, Any]]:
             "chosen": f"b {text}",
             "rejected": texts[row - 1],
             "gap": float(row),
+            "good": row % 2 == 0,
+            "bad": row % 3 == 0,
         }
         for row, text in enumerate(texts)
     ]
