@@ -13,6 +13,8 @@ from rlhf.evaluation.policies import Response, Summary
 PANELS = {
     "score": ["reward/score", "eval/reward/score"],
     "accuracy": ["reward/accuracy", "eval/reward/accuracy"],
+    "rewards of chosen and rejected": ["reward/chosen", "reward/rejected"],
+    "log-probs of chosen and rejected": ["actor/chosen_logprob", "actor/rejected_logprob"],
     "KL to the reference, nats per response": ["actor/kl_reference", "actor/kl_reference_exact"],
     "response length, tokens": ["rollout/length"],
     "share that ended by itself": ["rollout/ended_fraction"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,13 @@ def test_every_loss_is_run_here() -> None:
     assert sorted(LOSSES) == sorted(
         name for name, kind in GROUPS["loss"].items() if issubclass(kind, PreferenceLoss)
     )
+
+
+def test_the_page_explains_every_loss() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "preferences.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (yes|no) \|", page.partition("## Losses")[2], re.MULTILINE)
+    reads = {name: GROUPS["loss"][name].needs_reference for name in LOSSES}  # type: ignore[attr-defined]
+    assert {name: answer == "yes" for name, answer in rows} == reads
 
 
 @pytest.mark.parametrize("loss", LOSSES)
