@@ -182,6 +182,15 @@ def test_kto_compares_with_the_baseline_of_the_whole_batch(toy: ModuleType, micr
     assert mean(metrics, "reward/accuracy") == pytest.approx(((reward > z) == good).double().mean().item())
 
 
+def test_the_sft_term_of_kto_is_of_good_responses(toy: ModuleType) -> None:
+    rows = toy.labelled_set()
+    good = torch.tensor(rows.desirable)
+    imitation = -means(toy.actor("actor"), rows.texts).detach()
+    without, with_it = (toy.preference(KTO(), batch_size=12, sft_coef=coef).step() for coef in (0.0, 0.5))
+    added = mean(with_it, "loss") - mean(without, "loss")
+    assert added == pytest.approx(0.5 * torch.where(good, imitation, 0.0).mean().item(), rel=1e-4)
+
+
 @pytest.mark.parametrize("micro", [2, 5, 7])
 @pytest.mark.parametrize("stage", ["preference", "kto"])
 def test_evaluation_counts_each_row_once(toy: ModuleType, stage: str, micro: int) -> None:

@@ -39,9 +39,12 @@ def build(toy: ModuleType, stage: str, engine: EngineConfig) -> Any:
         return toy.reward_model(engine=engine, batch_size=12, micro_batch_size=4, test=held_out, lr=LR)
     if stage in ("preference", "kto"):
         held_out = (toy.preference_set if stage == "preference" else toy.labelled_set)(7, "held out")
-        return getattr(toy, stage)(
+        trainer = getattr(toy, stage)(
             engine=engine, batch_size=12, micro_batch_size=4, test=held_out, lr=LR, sft_coef=0.1
         )
+        for feedback in (trainer.train, trainer.test):
+            feedback.reference[:, 1] -= torch.arange(len(feedback))  # for a baseline of KTO that is not 0
+        return trainer
     once = {"epochs": 1, "minibatches": 1}
     if stage == "everything":  # that surrounds the loss
         algorithm = toy.grpo(
