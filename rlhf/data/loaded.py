@@ -99,6 +99,10 @@ class LabelledSet:
         sides = zip(self.texts, self.mismatched, strict=True)
         return [max(len(text.tokens) for text in pair) for pair in sides]
 
+    def sizes(self, index: Tensor) -> list[int]:
+        """Tokens of both texts of the rows that ``index`` (B,) names."""
+        return [len(self.texts[i].tokens) + len(self.mismatched[i].tokens) for i in index.tolist()]
+
     def batch(self, index: Tensor) -> LabelledBatch:
         """The rows that ``index`` (B,) names, right-padded."""
         rows = index.tolist()

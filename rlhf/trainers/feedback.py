@@ -220,7 +220,6 @@ class LabelledFeedback(Feedback):
 
 
 def response_logprobs(policy: Policy, texts: SequenceBatch) -> Tensor:
-    """(b, l) float32 log π of each token of the responses, 0 elsewhere."""
-    first = max(int(texts.mask.any(0).long().argmax()), 1)  # columns before it are prompts in all rows
-    logprobs = policy(texts.tokens, texts.attention_mask, first).logprobs  # (b, l − first)
-    return torch.where(texts.mask, pad(logprobs, (first, 0)), 0.0)
+    """(b, l) float32 log π of each token of the responses, 0 elsewhere; column 0 has nothing before it."""
+    wanted = texts.mask[:, 1:]  # the head sees no prompt
+    return pad(policy(texts.tokens, texts.attention_mask, 1, wanted=wanted).logprobs, (1, 0))

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlhf.data.order import batch_indices, rank_share
+from rlhf.data.order import batch_indices
 from rlhf.distributed.engine import Engine
 from rlhf.distributed.runtime import Runtime
 from rlhf.distributed.watch import WATCH
 from rlhf.metrics import Clock, Metrics
 from rlhf.trainers.faults import SKIPPED, Faults, NonFinite, Row, numbered
 from rlhf.trainers.feedback import Examples, Feedback, Measured
-from rlhf.trainers.micro_batches import cut_for, exact_div, held_out
+from rlhf.trainers.micro_batches import cut_for, dealt, exact_div, held_out
 from rlhf.trainers.progress import load_progress, save_progress
 from rlhf.trainers.schedules import Schedule
 
@@ -51,7 +51,7 @@ class PreferenceTrainer:
         """One optimiser step on the next rows."""
         clock, metrics, found = Clock(WATCH.enter), Metrics(), Metrics()
         index = batch_indices(self.done * self.batch_size, self.batch_size, len(self.train), self.seed)
-        share = rank_share(index, self.runtime.rank, self.runtime.world_size)
+        share = index[dealt(self.train.rows.sizes(index), self.runtime.rank, self.runtime.world_size)]
         batch = self.train.examples(share, self.runtime.device)
         with clock.phase("update"):
             self.engine.scale_lr(self.schedule(self.done, self.total))

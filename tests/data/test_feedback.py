@@ -163,6 +163,10 @@ def test_nothing_of_a_response_within_the_limit_drops_the_row(
     assert len(found) == 2
     assert found.report.dropped == {"nothing of the response within the limit": 1}
     assert all(any(text.targets) for text in found.texts + found.mismatched)
+    pairs = [{"prompt": prompt, "chosen": " one", "rejected": " two"} for prompt in (long, "the sea")]
+    data = FeedbackData(path=write_jsonl(*pairs), max_length=9, overlong=Overlong.truncate)
+    kept = data.load_pairs(tokenizer)
+    assert (len(kept), kept.report.dropped) == (1, found.report.dropped)
 
 
 def test_a_prompt_is_mismatched_with_the_response_of_another_row() -> None:
