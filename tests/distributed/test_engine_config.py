@@ -59,3 +59,9 @@ def test_bfloat16_inference_keeps_buffers_in_float32() -> None:
     frozen = ZeRO(stage=2, precision=Precision.bfloat16).inference(module, "reward model")
     assert frozen.module.weight.dtype == torch.bfloat16
     assert frozen.module.running_mean.dtype == torch.float32
+
+
+def test_released_weights_take_no_memory() -> None:
+    frozen = Plain().inference(nn.BatchNorm1d(3), "reference")
+    frozen.release()
+    assert sum(tensor.untyped_storage().nbytes() for tensor in frozen.module.state_dict().values()) == 0
