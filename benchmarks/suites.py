@@ -14,8 +14,8 @@ from benchmarks.cases import (
     masked_rows,
     one_pass,
     rollout,
+    steps,
     tokens_in_memory,
-    training_step,
     utilisation,
     zero,
 )
@@ -26,7 +26,7 @@ CPU = {
     "C3": Case(title="clipped surrogate in one pass", run=one_pass.run),
     "C4": Case(title="masked rows and rows without a gradient", run=masked_rows.run),
     "C5": Case(title="sampled tokens a second", run=rollout.run),
-    "C6": Case(title="a step of supervised fine-tuning, rows of uneven lengths", run=training_step.run),
+    "C6": Case(title="a step of each stage, rows of uneven lengths", run=steps.run),
     "C7": Case(title="iterations of GRPO and PPO, with phases", run=iteration.run),
     "C8": Case(title="GAE, whitening, baselines of groups", run=advantages.run),
     "C9": Case(title="packing and balancing", run=None, waits_for="packing"),

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from rlhf.models.actor import Actor
+from rlhf.models.scalar import ScalarModel
 
 
 @dataclass(kw_only=True, slots=True)
@@ -19,12 +20,23 @@ class Size:
     hidden: int
     vocabulary: int
     heads: int = 4
+    kv_heads: int | None = None
+    """None for as many as heads."""
+    intermediate: int | None = None
+    """None for three times hidden."""
     context: int = 512
+    called: str | None = None
+    """Another name than its layers and hidden size."""
 
     @property
     def name(self) -> str:
-        """Layers / hidden."""
-        return f"{self.layers}-layer/{self.hidden}"
+        """Layers / hidden, where it has no other."""
+        return self.called or f"{self.layers}-layer/{self.hidden}"
+
+    @property
+    def inner(self) -> int:
+        """Width of the feed-forward layers."""
+        return self.intermediate or 3 * self.hidden
 
     def config(self) -> LlamaConfig:
         """Of transformers."""
@@ -32,8 +44,8 @@ class Size:
             num_hidden_layers=self.layers,
             hidden_size=self.hidden,
             num_attention_heads=self.heads,
-            num_key_value_heads=self.heads,
-            intermediate_size=3 * self.hidden,
+            num_key_value_heads=self.kv_heads or self.heads,
+            intermediate_size=self.inner,
             max_position_embeddings=self.context,
             vocab_size=self.vocabulary,
             tie_word_embeddings=True,
@@ -48,6 +60,21 @@ class Size:
             torch.manual_seed(seed)
             return LlamaForCausalLM(self.config())
 
+    def classifier(self, seed: int = 0) -> Any:
+        """A random reward model of transformers, whose scores differ by about one."""
+        config = self.config()
+        config.num_labels = 1
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = LlamaForSequenceClassification(config)
+        with torch.no_grad():
+            model.score.weight *= 50 / self.hidden**0.5
+        return model
+
+    def scalar(self, seed: int = 0, *, packed: bool = False) -> ScalarModel:
+        """The same in our wrapper."""
+        return ScalarModel(self.classifier(seed), packed=packed)
+
     def actor(self, seed: int = 0, *, packed: bool = False) -> Actor:
         """The same in our wrapper."""
         return Actor(self.causal_lm(seed), packed=packed)
@@ -57,12 +84,37 @@ class Size:
 
         Six times a weight and token (forward, dX, dW), and of attention 6·l²·hidden a row and layer.
         """
-        weights = self.layers * (4 * self.hidden**2 + 3 * self.hidden * 3 * self.hidden)
+        keys = 2 * self.hidden**2 * (self.kv_heads or self.heads) // self.heads
+        weights = self.layers * (2 * self.hidden**2 + keys + 3 * self.hidden * self.inner)
         weights += self.vocabulary * self.hidden
         tokens, squares = float(lengths.sum()), float((lengths.double() ** 2).sum())
         return 6.0 * weights * tokens + 6.0 * self.layers * self.hidden * squares
 
 
 TINY = Size(layers=2, hidden=32, vocabulary=211, heads=2)
+TWO = Size(layers=2, hidden=64, vocabulary=512, heads=2)
 SMALL = Size(layers=4, hidden=256, vocabulary=8192)
 MIDDLE = Size(layers=6, hidden=512, vocabulary=8192, heads=8)
+SMOL = Size(
+    layers=30, hidden=576, vocabulary=49_152, heads=9, kv_heads=3, intermediate=1536, called="135M"
+)
+"""The shape of SmolLM2-135M."""
+BILLION = Size(
+    layers=28,
+    hidden=1536,
+    vocabulary=151_936,
+    heads=12,
+    kv_heads=2,
+    intermediate=8960,
+    context=2048,
+    called="1.5B",
+)
+"""The shape of Qwen2.5-1.5B, without its biases."""
+HALF_BILLION = Size(
+    layers=24, hidden=896, vocabulary=151_936, heads=14, kv_heads=2, intermediate=4864, called="0.5B"
+)
+"""The shape of Qwen2.5-0.5B, without its biases."""
+OPT = Size(layers=24, hidden=2048, vocabulary=50_272, heads=32, intermediate=5464, called="1.3B")
+"""As many weights as OPT-1.3B, in Llama's form: three products of 5464 for two of 8192."""
+OPT_SMALL = Size(layers=24, hidden=1024, vocabulary=50_272, heads=16, intermediate=2736, called="350M")
+"""As many weights as OPT-350M."""

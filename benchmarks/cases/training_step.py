@@ -1,189 +1,178 @@
-"""C6, G8: one optimiser step of supervised fine-tuning, rows of lognormal lengths, by real tokens."""
+"""C6, G12: one optimiser step of each stage on rows of uneven lengths, by real tokens.
+
+A stage says what its loss is, in plain torch on padded rows. From that come the padded loop and, in float64
+and row by row without padding, the loss that everyone must have.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.bench import Bench
-from benchmarks.cases.models import MIDDLE, SMALL, TINY, Size
-from benchmarks.cases.tensor_contenders import judged, there
-from benchmarks.cases.tokenizer import save_with_tokenizer
-from benchmarks.contest import Contender, Verdict, contest
-from benchmarks.measure import timed
+from benchmarks.cases.models import Size
+from benchmarks.cases.tensor_contenders import Tensors, judged, there
+from benchmarks.contest import Contender, Outcome, Verdict, contest
+from benchmarks.measure import peak_extra, timed
 from benchmarks.results import Line, at_least
-from rlhf.data.encoding import Encoded
-from rlhf.data.fitting import Report
-from rlhf.data.loaded import SupervisedSet
-from rlhf.distributed.engine import TorchEngine
 from rlhf.distributed.runtime import Runtime
-from rlhf.trainers.optimizers import AdamW
-from rlhf.trainers.schedules import Constant
-from rlhf.trainers.supervised import SupervisedTrainer
+from rlhf.metrics import Metrics
 
-FILL = 0.35
-"""Mean length over the longest."""
 RATE = 1e-6
 """So small that every step's loss is the first one's."""
+CLIP = 1.0
 
 
-def run(bench: Bench) -> Iterator[Line]:
-    """Ours against a padded loop and TRL's trainer, with and without its padding-free batches."""
-    for size, rows, longest in bench.size([(SMALL, 32, 384), (MIDDLE, 16, 384)], [(TINY, 8, 24)]):
-        step = Step.lognormal(size, rows, longest, micro=max(rows // 4, 2))
-        cell = f"SFT {size.name}, {rows} rows, fill {step.fill:.2f}"
-        right = {"loss": step.loss().reshape(1)}
-        given = step.given(bench)
-        contenders = [
-            step.ours(bench, right, packed=True),
-            step.ours(bench, right, packed=False),
-            step.padded(bench, right),
-        ]
-        for name in ("trl sft", "trl sft padding-free"):
-            contenders.append(there(bench, name, given, right))
-        outcome = contest(replace(bench, least=min(bench.least, 2)), cell, contenders)
-        step.value(outcome.lines)
-        yield from outcome.lines
-        wanted = 0.9 / step.fill
-        yield at_least(cell, "times the padded loop's speed", outcome.ratio("padded loop", "rlhf"), wanted)
-        sorted_rows = outcome.ratio("rlhf padded", "rlhf")
-        yield at_least(cell, "times our own speed on padded rows", sorted_rows, 1.0)
-        yield at_least(cell, "times TRL's speed", outcome.ratio("trl sft", "rlhf"), 2.0)
-        free = outcome.ratio("trl sft padding-free", "rlhf")
-        yield at_least(cell, "times TRL's padding-free speed", free, 1.1)
+class StageTrainer(Protocol):
+    """One of the product's trainers."""
+
+    def step(self) -> Metrics:
+        """One optimiser step."""
 
 
-@dataclass(kw_only=True, slots=True)
-class Step:
-    """A model and the rows of one step."""
+class Step(Protocol):
+    """A stage's step on fixed rows: texts, or pairs of texts."""
 
     size: Size
-    rows: list[list[int]]
     micro: int
-    """Rows of a forward pass."""
-
-    @staticmethod
-    def lognormal(size: Size, rows: int, longest: int, micro: int) -> Step:
-        """Lengths between 2 and ``longest`` with the mean ``FILL`` of it; one row is the longest."""
-        generator = torch.Generator().manual_seed(0)
-        drawn = torch.randn(rows, generator=generator, dtype=torch.float64).mul(0.6).exp()
-        lengths = (drawn * (FILL * longest / float(drawn.mean()))).round().long().clamp(2, longest)
-        lengths[0] = longest
-        made = [
-            torch.randint(3, size.vocabulary, (int(length),), generator=generator).tolist()
-            for length in lengths
-        ]
-        return Step(size=size, rows=made, micro=micro)
+    """Texts or pairs of a forward pass."""
 
     @property
     def lengths(self) -> Tensor:
-        """(rows,) tokens."""
-        return torch.tensor([len(row) for row in self.rows])
+        """(texts or pairs, 1 or 2) tokens."""
 
-    @property
-    def fill(self) -> float:
-        """Real tokens over those of rows padded to the longest."""
-        return float(self.lengths.double().mean() / self.lengths.max())
+    def model(self) -> Any:
+        """Of transformers, with the weights that all contenders start from."""
 
-    def loss(self) -> Tensor:
-        """Mean −log π over all tokens but the first of each row, in float64."""
-        model = self.size.causal_lm().double()
-        with torch.no_grad():
-            sums = [
-                F.cross_entropy(
-                    model(torch.tensor([row])).logits[0, :-1], torch.tensor(row[1:]), reduction="sum"
-                )
-                for row in self.rows
-            ]
-        return torch.stack(sums).sum() / (self.lengths - 1).sum()
+    def loss(self, model: Any, which: Sequence[int], device: torch.device) -> Tensor:
+        """What these texts or pairs add to the step's loss."""
 
-    def given(self, bench: Bench) -> dict[str, Any]:
-        """For the peers: a folder with model and tokenizer, and the rows."""
-        folder = bench.peers.path(f"model_{self.size.hidden}")
-        save_with_tokenizer(self.size.causal_lm(), self.size.vocabulary, folder)
-        return {
-            "model": str(folder),
-            "tokens": torch.tensor([token for row in self.rows for token in row]),
-            "lengths": self.lengths,
-            "micro": self.micro,
-        }
+    def trainer(self, device: torch.device, *, packed: bool) -> StageTrainer:
+        """The product's."""
 
-    def ours(self, bench: Bench, right: dict[str, Tensor], *, packed: bool) -> Contender:
-        """The product's own trainer with its plain engine.
-
-        Packed, micro-batches hold as many tokens as `micro` rows have on average; padded, `micro` rows.
-        """
-        actor = self.size.actor(packed=packed)
-        budget = -(-int(self.lengths.sum()) * self.micro // len(self.rows))
-        trainer = SupervisedTrainer(
-            engine=TorchEngine(actor, AdamW(lr=RATE)(actor), name="actor", clip=1.0),
-            train=_data(self.rows),
-            test=None,
-            schedule=Constant(),
-            batch_size=len(self.rows),
-            micro_batch_size=self.micro,
-            micro_batch_tokens=budget if packed else None,
-            total=1_000_000,
-            seed=0,
-            runtime=Runtime(rank=0, world_size=1, local_rank=0, device=bench.device),
-            export=lambda folder: None,
-        )
-
-        def check() -> Verdict:
-            total, count = trainer.step().pairs["loss"]
-            return judged({"loss": torch.tensor([float(total) / float(count)])}, right)
-
-        name = "rlhf" if packed else "rlhf padded"
-        return Contender(name=name, check=check, seconds=lambda: timed(trainer.step, bench.device))
-
-    def padded(self, bench: Bench, right: dict[str, Tensor]) -> Contender:
-        """A plain loop over transformers' own model; micro-batches in the rows' order, each padded."""
-        model = self.size.causal_lm().to(bench.device)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
-        count = int((self.lengths - 1).sum())
-
-        def step() -> Tensor:
-            total = torch.zeros((), device=bench.device)
-            for start in range(0, len(self.rows), self.micro):
-                tokens, mask = _padded(self.rows[start : start + self.micro], bench.device)
-                logits = model(input_ids=tokens, attention_mask=mask.long()).logits[:, :-1].float()
-                labels = tokens[:, 1:].masked_fill(~mask[:, 1:], -100)
-                loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / count
-                loss.backward()
-                total += loss.detach()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            return total.reshape(1)
-
-        return Contender(
-            name="padded loop",
-            check=lambda: judged({"loss": step()}, right),
-            seconds=lambda: timed(step, bench.device),
-        )
-
-    def value(self, lines: list[Line]) -> None:
-        """Real tokens a second, and TFLOP/s of the products that real tokens need."""
-        for line in lines:
-            if line.seconds is not None:
-                line.values["real tokens/s"] = float(self.lengths.sum()) / line.seconds
-                line.values["TFLOP/s"] = self.size.flops(self.lengths) / line.seconds / 1e12
+    def given(self, folder: Path) -> dict[str, Any]:
+        """For the peers: a folder with model and tokenizer is made, and the rows."""
 
 
-def _data(rows: list[list[int]]) -> SupervisedSet:
-    encoded = [Encoded(tokens=row, targets=[False] + [True] * (len(row) - 1)) for row in rows]
-    return SupervisedSet(
-        encoded=encoded, pad_id=0, report=Report(source="benchmark", read=len(rows), kept=len(rows))
+def compare(
+    bench: Bench, stage: str, step: Step, peers: Mapping[str, str | None], notes: str | None = None
+) -> Outcome:
+    """Ours, packed and padded, against a padded loop and the peers, all with the same loss and tokens.
+
+    Args:
+        bench: the run.
+        stage: begins the cell's name.
+        step: what is done.
+        peers: their names in `benchmarks.peers.functions`, and remarks.
+        notes: remark on our own line.
+    """
+    right = {"loss": truth(step), "tokens": step.lengths.sum().double().reshape(1)}
+    contenders = [
+        _ours(bench, step, right, packed=True),
+        _ours(bench, step, right, packed=False),
+        _padded(bench, step, right),
+    ]
+    contenders[0].note = notes
+    present = [name for name in peers if bench.peers.missing(name) is None]
+    given = step.given(bench.peers.path(f"{stage}_{step.size.name}".replace("/", "_"))) if present else {}
+    for name, note in peers.items():
+        contenders.append(there(bench, name, given, right, note=note, once=True))
+    cell = f"{stage} {step.size.name}, {len(step.lengths)} rows, fill {fill(step):.2f}"
+    outcome = contest(replace(bench, least=min(bench.least, 2)), cell, contenders)
+    tokens = step.lengths.sum()
+    for line in outcome.lines:
+        if line.seconds is not None:
+            line.values["real tokens/s"] = float(tokens) / line.seconds
+            line.values["TFLOP/s"] = step.size.flops(step.lengths.flatten()) / line.seconds / 1e12
+    return outcome
+
+
+def wanted(outcome: Outcome, step: Step, plain: str, free: str | None = None) -> Iterator[Line]:
+    """The targets of C6, against TRL's trainer and, where it has one, its padding-free path."""
+    cell = outcome.lines[0].cell
+    share = fill(step)
+    loop = outcome.ratio("padded loop", "rlhf")
+    yield at_least(cell, f"0.9/{share:.2f} times the padded loop's speed", loop, 0.9 / share)
+    yield at_least(
+        cell, "times our own speed on padded rows", outcome.ratio("rlhf padded", "rlhf"), 1.0
     )
+    yield at_least(cell, "times TRL's speed", outcome.ratio(plain, "rlhf"), 2.0)
+    if free is not None:
+        yield at_least(cell, "times TRL's padding-free speed", outcome.ratio(free, "rlhf"), 1.1)
 
 
-def _padded(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    longest = max(len(row) for row in rows)
-    tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    return tokens, torch.arange(longest, device=device) < lengths.unsqueeze(1)
+def parts(count: int, micro: int) -> Iterator[list[int]]:
+    """The padded loop's forward passes: neighbours in the rows' order."""
+    for start in range(0, count, micro):
+        yield list(range(start, min(start + micro, count)))
+
+
+def fill(step: Step) -> float:
+    """Real tokens over those that the padded loop computes, each of its passes padded to its longest."""
+    lengths = step.lengths
+    computed = sum(int(lengths[part].max()) * lengths[part].numel() for part in parts(len(lengths), step.micro))
+    return float(lengths.sum()) / computed
+
+
+def truth(step: Step) -> Tensor:
+    """(1,) the loss in float64, row by row: nothing is padded but the shorter side of a pair."""
+    model = step.model().double()
+    with torch.no_grad():
+        each = [step.loss(model, [row], torch.device("cpu")) for row in range(len(step.lengths))]
+    return torch.stack(each).sum().reshape(1)
+
+
+def alone(device: torch.device) -> Runtime:
+    """One rank."""
+    return Runtime(rank=0, world_size=1, local_rank=0, device=device)
+
+
+def budget(step: Step) -> int:
+    """Tokens of a packed forward pass: as many as ``micro`` rows have in the mean."""
+    return -(-int(step.lengths.sum()) * step.micro // len(step.lengths))
+
+
+def _ours(bench: Bench, step: Step, right: Tensors, *, packed: bool) -> Contender:
+    trainer = step.trainer(bench.device, packed=packed)
+
+    def check() -> Verdict:
+        pairs = trainer.step().pairs
+        rate, count = pairs["throughput/tokens_per_second"]
+        tokens = rate / count * pairs["time/step"][0]
+        total, rows = pairs["loss"]
+        return judged({"loss": torch.tensor([total / rows]), "tokens": torch.tensor([tokens])}, right)
+
+    def peak() -> int | None:
+        return peak_extra(lambda: {"": torch.zeros(len(trainer.step().pairs))}, bench.device)
+
+    name = "rlhf" if packed else "rlhf padded"
+    return Contender(name=name, check=check, peak=peak, seconds=lambda: timed(trainer.step, bench.device))
+
+
+def _padded(bench: Bench, step: Step, right: Tensors) -> Contender:
+    """A plain loop over transformers' own model."""
+    model = step.model().to(bench.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
+
+    def run() -> Tensor:
+        total = torch.zeros((), device=bench.device)
+        for part in parts(len(step.lengths), step.micro):
+            loss = step.loss(model, part, bench.device)
+            loss.backward()
+            total += loss.detach()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+        return total.reshape(1)
+
+    return Contender(
+        name="padded loop",
+        check=lambda: judged({"loss": run()}, right),
+        peak=lambda: peak_extra(lambda: {"": run()}, bench.device),
+        seconds=lambda: timed(run, bench.device),
+    )

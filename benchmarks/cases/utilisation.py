@@ -7,15 +7,13 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.bench import Bench
-from benchmarks.cases.models import TINY, Size
+from benchmarks.cases.models import BILLION, TINY
 from benchmarks.contest import Contender, Verdict, contest
 from benchmarks.measure import timed
 from benchmarks.results import Line, at_least
 from rlhf.models.actor import Actor
 from rlhf.trainers.optimizers import AdamW
 
-BILLION = Size(layers=28, hidden=1536, vocabulary=151_936, heads=12, context=2048)
-"""About 1.3 thousand million weights, the head's shape that of Qwen2.5-1.5B."""
 PEAK = 989.0
 """TFLOP/s of an H100 in bf16, as its maker says."""
 

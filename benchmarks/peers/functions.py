@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from benchmarks.peers import trl_grpo, trl_sft
+from benchmarks.peers import trl_grpo, trl_offline
 
 Tensors = dict[str, Any]
 
@@ -67,8 +67,10 @@ def verl_group_standard() -> Callable[[Tensors], Tensors]:
 
 
 FUNCTIONS = {
-    "trl sft": PeerFunction(make=partial(trl_sft.make, padding_free=False)),
-    "trl sft padding-free": PeerFunction(make=partial(trl_sft.make, padding_free=True)),
+    "trl sft": PeerFunction(make=partial(trl_offline.sft, padding_free=False)),
+    "trl sft padding-free": PeerFunction(make=partial(trl_offline.sft, padding_free=True)),
+    "trl reward": PeerFunction(make=trl_offline.reward),
+    "trl dpo": PeerFunction(make=trl_offline.dpo),
     "trl grpo": PeerFunction(make=trl_grpo.make),
     "verl gae": PeerFunction(make=verl_gae),
     "verl whitening": PeerFunction(make=verl_whitening),
