@@ -18,6 +18,8 @@ ours=.venv/bin/python
 [ -x "$ours" ] || ours="${PYTHON:-python3}"
 install "torch==$("$ours" -c 'import torch; print(torch.__version__)' 2>/dev/null || echo '2.13.*')"
 install trl==1.16.0
+# PPO left TRL with 1.13; the last release that has it lies in a folder of its own.
+install --no-deps --target build/peers_ppo trl==1.12.0
 install triton deepspeed tensordict ray hydra-core codetiming orjson  # what the files that are called import
 for peer in liger-kernel==0.8.5 cut-cross-entropy==25.1.1 verl==0.9.1 openrlhf==0.11.2; do
     install --no-deps "$peer"

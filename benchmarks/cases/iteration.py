@@ -1,4 +1,8 @@
-"""C7: whole iterations of GRPO and PPO by the command itself, with phases, against TRL's trainer."""
+"""C7, G9, G10: whole iterations of PPO, RLOO and GRPO by the command itself, against TRL's trainers.
+
+No response ends before its limit, so that both sides sample and train the same number of tokens; one optimiser
+step an iteration. Group methods are rewarded by a function of the text; PPO has a reward model and a critic.
+"""
 
 from __future__ import annotations
 
@@ -8,42 +12,167 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.bench import Bench
-from benchmarks.cases.models import SMALL, TINY, Size
+from benchmarks.cases.models import (
+    BILLION,
+    HALF_BILLION,
+    OPT,
+    OPT_SMALL,
+    SMALL,
+    SMOL,
+    TINY,
+    TWO,
+    Size,
+    endless,
+)
+from benchmarks.cases.rows import FIRST
 from benchmarks.cases.tensor_contenders import there
 from benchmarks.cases.tokenizer import save_with_tokenizer
-from benchmarks.contest import Contender, Verdict, contest
+from benchmarks.contest import Contender, Outcome, Verdict, contest
 from benchmarks.results import Line, at_least, at_most
 
-PROMPTS, SAMPLES, STEPS = 16, 4, 4
 PHASES = ("sample", "score", "logprobs", "advantages", "update", "other")
+ALGORITHMS = ("ppo", "rloo", "grpo")
+PEERS = {
+    "ppo": "TRL 1.12, the last with PPO; keeps the sampler's log-probs, so has one forward pass less",
+    "rloo": "default generation; entropies are computed too",
+    "grpo": "default generation; entropies are computed too; one step a rollout needs no old log-probs",
+}
+BFLOAT = ["engine=zero1", "engine.precision=bfloat16"]
+
+
+@dataclass(kw_only=True, slots=True)
+class Task:
+    """What an iteration does."""
+
+    algorithm: str
+    size: Size
+    scorer: Size
+    """Of reward model and critic."""
+    prompts: int
+    samples: int
+    width: int
+    """Tokens of a prompt."""
+    new: int
+    """Tokens of a response."""
+    steps: int
+    """Iterations of a run; the first is not counted."""
+    micro: int
+    """Rows of a forward and backward pass."""
+    precision: str = "float32"
+
+    @property
+    def rows(self) -> int:
+        """Responses of an iteration."""
+        return self.prompts * self.samples
+
+    @property
+    def cell(self) -> str:
+        """Its name in the table."""
+        sizes = f"{self.prompts}×{self.samples} {self.width}+{self.new}"
+        return f"{self.algorithm} {self.size.name} {sizes}"
 
 
 def run(bench: Bench) -> Iterator[Line]:
-    """16 prompts × 4 samples, one optimiser step an iteration, a reward that is a function."""
-    size, new = bench.size((SMALL, 64), (TINY, 8))
-    few = replace(bench, rounds=2, least=2)
+    """C7: three algorithms in three shapes."""
+    shapes = bench.size(
+        [(TWO, 16, 4, 64, 64, 4), (SMALL, 16, 4, 64, 64, 4), (SMOL, 4, 4, 32, 32, 3)], [(TINY, 2, 2, 8, 8, 2)]
+    )
+    for size, prompts, samples, width, new, steps in shapes:
+        for algorithm in ALGORITHMS:
+            task = Task(
+                algorithm=algorithm,
+                size=size,
+                scorer=size,
+                prompts=prompts,
+                samples=samples,
+                width=width,
+                new=new,
+                steps=steps,
+                micro=prompts * samples,
+            )
+            few = replace(bench, rounds=2, least=1, budget=40.0)
+            yield from _wanted(_compare(few, task), task, 2.0)
+
+
+def run_ppo(bench: Bench) -> Iterator[Line]:
+    """G9: DeepSpeed-Chat's workload."""
+    task = Task(
+        algorithm="ppo",
+        size=bench.size(OPT, TINY),
+        scorer=bench.size(OPT_SMALL, TINY),
+        prompts=bench.size(64, 2),
+        samples=1,
+        width=bench.size(256, 8),
+        new=bench.size(256, 8),
+        steps=3,
+        micro=bench.size(32, 2),
+        precision=bench.size("bfloat16", "float32"),
+    )
+    outcome = _compare(replace(bench, rounds=1, least=1, warm_ups=0), task)
+    yield from _wanted(outcome, task, 1.0)
+    yield at_least(task.cell, "responses a second", outcome.line("rlhf").values.get("samples/s"), 25.0)
+
+
+def run_grpo(bench: Bench) -> Iterator[Line]:
+    """G10: 64 prompts, 8 responses of 512 tokens each."""
+    for size in bench.size([HALF_BILLION, BILLION], [TINY]):
+        task = Task(
+            algorithm="grpo",
+            size=size,
+            scorer=size,
+            prompts=bench.size(64, 2),
+            samples=bench.size(8, 2),
+            width=bench.size(256, 8),
+            new=bench.size(512, 8),
+            steps=2,
+            micro=bench.size(16, 2),
+            precision=bench.size("bfloat16", "float32"),
+        )
+        outcome = _compare(replace(bench, rounds=1, least=1, warm_ups=0), task)
+        yield from _wanted(outcome, task, 4.0)
+        values = outcome.line("rlhf").values
+        share = values["sample s"] / values["step s"] if "sample s" in values else None
+        yield at_most(task.cell, "sampling's share of the step", share, 0.5)
+
+
+def _compare(bench: Bench, task: Task) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
         place = Path(folder)
-        save_with_tokenizer(size.causal_lm(), size.vocabulary, place / "model")
-        _write_prompts(place / "prompts.jsonl", size, new)
-        for algorithm in ("grpo", "ppo"):
-            ours = Run(place=place, algorithm=algorithm, new=new, threads=torch.get_num_threads())
-            cell = f"{algorithm} {size.name} {PROMPTS}×{SAMPLES} {new}+{new}"
-            given = {"model": str(place / "model"), "prompts": str(place / "prompts.jsonl"), "new": new}
-            right = {"length": torch.tensor([float(new)])}
-            theirs = there(few, f"trl {algorithm}", given, right, note="as many optimiser steps")
-            outcome = contest(few, cell, [ours.contender(), theirs])
-            outcome.line("rlhf").values |= ours.phases
-            yield from outcome.lines
-            yield at_least(cell, "times TRL's speed", outcome.ratio(f"trl {algorithm}", "rlhf"), 2.0)
-            yield at_most(cell, "other's share of the step", ours.phases.get("other share"), 0.05)
+        prepare(task, place)
+        ours = Run(task=task, place=place, threads=torch.get_num_threads())
+        given = {
+            "model": str(place / "model"),
+            "reward": str(place / "reward"),
+            "prompts": str(place / "prompts.jsonl"),
+            "rows": task.rows,
+            "samples": task.samples,
+            "new": task.new,
+            "steps": task.steps,
+            "micro": task.micro,
+            "bf16": task.precision == "bfloat16",
+        }
+        name = f"trl {task.algorithm}"
+        right = {"length": torch.tensor([float(task.new)])}
+        theirs = there(bench, name, given, right, note=PEERS[task.algorithm], once=True)
+        outcome = contest(bench, task.cell, [ours.contender(), theirs])
+        outcome.line("rlhf").values |= ours.phases
+        return outcome
+
+
+def _wanted(outcome: Outcome, task: Task, times: float) -> Iterator[Line]:
+    yield from outcome.lines
+    speed = outcome.ratio(f"trl {task.algorithm}", "rlhf")
+    yield at_least(task.cell, "times TRL's speed", speed, times)
+    share = outcome.line("rlhf").values.get("other share")
+    yield at_most(task.cell, "other's share of the step", share, 0.05)
 
 
 def distinct(prompts: list[str], responses: list[str], columns: list[dict[str, object]]) -> list[float]:
@@ -55,36 +184,42 @@ def distinct(prompts: list[str], responses: list[str], columns: list[dict[str, o
 class Run:
     """``rlhf rl`` in a process of its own, read from its metrics."""
 
+    task: Task
     place: Path
-    algorithm: str
-    new: int
     threads: int
     phases: dict[str, float] = field(default_factory=dict)
     """Of the last run: seconds of each phase, median over the iterations but the first."""
+    checked: list[Mapping[str, float]] = field(default_factory=list)
+    """Metrics of the run that was checked: the first round."""
 
     def contender(self) -> Contender:
-        """The gate: sampler and scorer agree on every log-prob."""
+        """The gate: sampler and scorer agree on every log-prob, and every response has all its tokens."""
         return Contender(name="rlhf", check=self._check, seconds=self._seconds)
 
     def _check(self) -> Verdict:
-        gap = max(row["ledger/logprob_gap_max"] for row in self._metrics())
-        return Verdict(
-            errors={"logprobs": gap}, fault=f"log-probs off by {gap:.2g}" if not gap < 1e-3 else None
-        )
+        self.checked = self._metrics()
+        gap = max(row["ledger/logprob_gap_max"] for row in self.checked)
+        length = min(row["rollout/length"] for row in self.checked)
+        allowed = 1e-3 if self.task.precision == "float32" else 0.5
+        fault = f"log-probs off by {gap:.2g}" if not gap < allowed else None
+        if length != self.task.new:
+            fault = f"responses of {length:.3g} tokens, expected {self.task.new}"
+        return Verdict(errors={"logprobs": gap}, fault=fault)
 
     def _seconds(self) -> float:
-        rows = self._metrics()[1:]
+        found, self.checked = self.checked or self._metrics(), []
+        rows = found[1:]
 
         def median(name: str) -> float:
             return statistics.median(row.get(f"time/{name}", 0.0) for row in rows)
 
         step = median("step")
         self.phases = {f"{name} s": median(name) for name in PHASES}
-        self.phases["other share"] = median("other") / step
-        self.phases["samples/s"] = PROMPTS * SAMPLES / step
+        self.phases |= {"step s": step, "other share": median("other") / step}
+        self.phases["samples/s"] = self.task.rows / step
         return step
 
-    def _metrics(self) -> list[dict[str, float]]:
+    def _metrics(self) -> list[Mapping[str, float]]:
         with tempfile.TemporaryDirectory(dir=self.place) as folder:
             settings = {"OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": str(Path(__file__).parents[2])}
             done = subprocess.run(
@@ -101,29 +236,41 @@ class Run:
             return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
 
     def _arguments(self) -> list[str]:
+        task = self.task
+        if task.algorithm == "ppo":
+            reward = ["reward=model", f"reward.path={self.place / 'reward'}"]
+        else:
+            reward = ["reward=function", f"reward.function={__name__}:distinct"]
         return [
             "name=iteration",
-            f"algorithm={self.algorithm}",
+            f"algorithm={task.algorithm}",
             f"actor.model.path={self.place / 'model'}",
             f"prompts.path={self.place / 'prompts.jsonl'}",
-            "reward=function",
-            f"reward.function={__name__}:distinct",
-            "engine=plain",
-            f"rollout.prompts={PROMPTS}",
-            f"rollout.samples={SAMPLES}",
+            *reward,
+            *(["engine=plain"] if task.precision == "float32" else BFLOAT),
+            f"rollout.prompts={task.prompts}",
+            f"rollout.samples={task.samples}",
             "rollout.exact_kl=false",
-            f"rollout.sampling.max_new_tokens={self.new}",
+            f"rollout.sampling.max_new_tokens={task.new}",
+            "algorithm.missing_eos_score=null",
             "algorithm.epochs=1",
             "algorithm.minibatches=1",
-            f"micro_batch_size={PROMPTS * SAMPLES}",
-            f"rollouts={STEPS}",
+            f"micro_batch_size={task.micro}",
+            f"rollouts={task.steps}",
             "cadence.evaluate_every=0",
             "cadence.checkpoint_every=0",
         ]
 
 
-def _write_prompts(path: Path, size: Size, length: int) -> None:
+def prepare(task: Task, place: Path) -> None:
+    """Policy, reward model and prompts, as files."""
+    save_with_tokenizer(endless(task.size.causal_lm()), task.size.vocabulary, place / "model")
+    if task.algorithm == "ppo":
+        scorer = replace(task.scorer, vocabulary=task.size.vocabulary)
+        save_with_tokenizer(scorer.classifier(), scorer.vocabulary, place / "reward")
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(3, size.vocabulary, (PROMPTS * STEPS, length), generator=generator)
-    rows = [{"prompt": " ".join(str(token) for token in row)} for row in tokens.tolist()]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    shape = (task.prompts * task.steps, task.width)
+    tokens = torch.randint(FIRST, task.size.vocabulary, shape, generator=generator)
+    rows: list[dict[str, Any]] = [{"prompt": " ".join(map(str, row))} for row in tokens.tolist()]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (place / "prompts.jsonl").write_text(lines, encoding="utf-8")

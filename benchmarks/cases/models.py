@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+from benchmarks.cases.rows import FIRST
 from rlhf.models.actor import Actor
 from rlhf.models.scalar import ScalarModel
 
@@ -89,6 +90,19 @@ class Size:
         weights += self.vocabulary * self.hidden
         tokens, squares = float(lengths.sum()), float((lengths.double() ** 2).sum())
         return 6.0 * weights * tokens + 6.0 * self.layers * self.hidden * squares
+
+
+def endless(model: Any) -> Any:
+    """The model with weights such that it never draws the tokenizer's tokens for padding, end and unknown.
+
+    Its embeddings, which are its head too, get a first coordinate that is 1 for every other token and −1 for
+    these; it outweighs the others in the last hidden state.
+    """
+    with torch.no_grad():
+        weight = model.get_input_embeddings().weight
+        weight[:, 0] = 1.0
+        weight[:FIRST, 0] = -1.0
+    return model
 
 
 TINY = Size(layers=2, hidden=32, vocabulary=211, heads=2)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from benchmarks.peers import trl_grpo, trl_offline
+from benchmarks.peers import trl_offline, trl_online, trl_ppo
 
 Tensors = dict[str, Any]
 
@@ -71,7 +71,9 @@ FUNCTIONS = {
     "trl sft padding-free": PeerFunction(make=partial(trl_offline.sft, padding_free=True)),
     "trl reward": PeerFunction(make=trl_offline.reward),
     "trl dpo": PeerFunction(make=trl_offline.dpo),
-    "trl grpo": PeerFunction(make=trl_grpo.make),
+    "trl grpo": PeerFunction(make=partial(trl_online.make, "grpo")),
+    "trl rloo": PeerFunction(make=partial(trl_online.make, "rloo")),
+    "trl ppo": PeerFunction(make=trl_ppo.make),
     "verl gae": PeerFunction(make=verl_gae),
     "verl whitening": PeerFunction(make=verl_whitening),
     "verl leave one out": PeerFunction(make=verl_leave_one_out),
