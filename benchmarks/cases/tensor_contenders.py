@@ -39,11 +39,19 @@ def there(
     note: str | None = None,
     *,
     once: bool = False,
+    judge: Callable[[Tensors], Verdict] | None = None,
 ) -> Contender:
     """A function of the peers; the file is read before the clock starts.
 
-    With ``once`` the run that is checked is also the first round: for runs that begin with steps they do
-    not count.
+    Args:
+        bench: the run.
+        name: in `benchmarks.peers.functions`.
+        given: what it is told.
+        right: what it must find.
+        note: remark on its line.
+        once: the run that is checked is also the first round: for runs that begin with steps they do not
+            count.
+        judge: another gate than being near what is right.
     """
     missing = bench.peers.missing(name)
     if missing is not None:
@@ -62,7 +70,8 @@ def there(
     def check() -> Verdict:
         seconds = run()
         checked.extend([seconds] * once)
-        return judged(torch.load(results, weights_only=True), right)
+        found = torch.load(results, weights_only=True)
+        return judged(found, right) if judge is None else judge(found)
 
     return Contender(name=name, note=note, check=check, seconds=run)
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
+
 from benchmarks.peers import trl_offline, trl_online, trl_ppo
 
 Tensors = dict[str, Any]
@@ -66,6 +68,20 @@ def verl_group_standard() -> Callable[[Tensors], Tensors]:
     return run
 
 
+def verl_karmarkar_karp() -> Callable[[Tensors], Tensors]:
+    """The largest differencing method in pure Python; a group for each length."""
+    from verl.utils.seqlen_balancing import karmarkar_karp
+
+    def run(given: Tensors) -> Tensors:
+        groups = karmarkar_karp(given["lengths"].tolist(), given["count"], equal_size=False)
+        found = torch.full_like(given["lengths"], -1)
+        for number, rows in enumerate(groups):
+            found[rows] = number
+        return {"group": found}
+
+    return run
+
+
 FUNCTIONS = {
     "trl sft": PeerFunction(make=partial(trl_offline.sft, padding_free=False)),
     "trl sft padding-free": PeerFunction(make=partial(trl_offline.sft, padding_free=True)),
@@ -74,6 +90,7 @@ FUNCTIONS = {
     "trl grpo": PeerFunction(make=partial(trl_online.make, "grpo")),
     "trl rloo": PeerFunction(make=partial(trl_online.make, "rloo")),
     "trl ppo": PeerFunction(make=trl_ppo.make),
+    "verl karmarkar-karp": PeerFunction(make=verl_karmarkar_karp),
     "verl gae": PeerFunction(make=verl_gae),
     "verl whitening": PeerFunction(make=verl_whitening),
     "verl leave one out": PeerFunction(make=verl_leave_one_out),
