@@ -1,12 +1,9 @@
-"""C10: supervised training on two ranks, a core each, by what DeepSpeed shards; and on one with both."""
+"""C10: two ranks, a core each: supervised training by what DeepSpeed shards, and sampling under ZeRO-3."""
 
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -17,30 +14,62 @@ import torch
 from benchmarks.bench import Bench
 from benchmarks.cases.models import SMALL, TINY, Size
 from benchmarks.contest import Contender, Verdict, contest
+from benchmarks.measure import Timing, ratio
+from benchmarks.ranks import communication, gathered_sampling
+from benchmarks.ranks.launch import launch
 from benchmarks.results import Line, at_least
 
 STEPS = 6
+FIRST = 2
+"""Steps that are not counted."""
 ENGINES = ("zero1", "zero2", "zero3")
 SHARES = {"zero2": 0.85, "zero3": 0.6}
 """Of the speed of plain data parallelism."""
-ROOT = Path(__file__).parents[2]
 
 
 def run(bench: Bench) -> Iterator[Line]:
+    """Training, then sampling."""
+    yield from training(bench)
+    yield from sampling(bench)
+
+
+def training(bench: Bench) -> Iterator[Line]:
     """One run an engine; the gate is that all end with the same loss."""
     size, rows, length = bench.size((SMALL, 32, 128), (TINY, 4, 12))
     once = replace(bench, rounds=1, least=1, warm_ups=0)
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
         place = Path(folder)
-        _write_rows(place / "rows.jsonl", size, rows * STEPS, length)
+        write_rows(place / "rows.jsonl", rows * STEPS, length)
         alone = Run(place=place, size=size, rows=rows, engine="plain", ranks=1)
         runs = [alone, *(replace(alone, engine=name, ranks=2, found=[]) for name in ("plain", *ENGINES))]
         cell = f"SFT {size.name}, {rows} rows of {length}"
         outcome = contest(once, cell, [each.contender(alone) for each in runs])
+        for each in runs:
+            outcome.line(each.name).values |= each.values()
         yield from outcome.lines
         for name, wanted in SHARES.items():
             share = outcome.ratio("plain, 2 ranks", f"{name}, 2 ranks")
             yield at_least(cell, f"{name} over plain on two ranks", share, wanted)
+
+
+def sampling(bench: Bench) -> Iterator[Line]:
+    """Greedy tokens by the product's way and by transformers' generate with DeepSpeed's hooks on."""
+    name, rows, width, new = bench.size(("SMALL", 16, 32, 32), ("TINY", 2, 4, 4))
+    rounds = bench.size(3, 2)
+    cell = f"ZeRO-3 sampling {name}, 2×{rows} rows {width}+{new}"
+    with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
+        arguments = [name, *map(str, (rows, width, new, rounds))]
+        launch("benchmarks.ranks.gathered_sampling", arguments, ranks=2, folder=Path(folder))
+        found = json.loads((Path(folder) / gathered_sampling.FILE).read_text(encoding="utf-8"))
+    timings = {way: Timing(seconds=seconds) for way, seconds in found["seconds"].items()}
+    fault = f"{found['differing']:.1%} of greedy tokens differ" if found["differing"] > 0.02 else None
+    for way, timing in timings.items():
+        line = Line(cell=cell, contender=way, errors={"greedy tokens": found["differing"]}, void=fault)
+        line.time(timing)
+        line.values["tokens/s"] = 2 * rows * new / timing.median
+        yield line
+    speed = None if fault else ratio(timings["every layer"], timings["gathered once"])
+    yield at_least(cell, "times hooked generate's speed", speed, 3.0)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -52,7 +81,15 @@ class Run:
     rows: int
     engine: str
     ranks: int
+    extra: tuple[str, ...] = ()
+    """Further settings of the command."""
     found: list[dict[str, float]] = field(default_factory=list)
+    """A row a step: the run's metrics, and what its collectives took."""
+
+    @property
+    def name(self) -> str:
+        """In the table."""
+        return f"{self.engine}, {self.ranks} rank{'s' if self.ranks > 1 else ''}"
 
     def contender(self, alone: Run) -> Contender:
         """Compared with one rank."""
@@ -61,12 +98,24 @@ class Run:
             gap = abs(self.metrics()[-1]["loss"] - alone.metrics()[-1]["loss"])
             return Verdict(errors={"loss": gap}, fault=f"loss off by {gap:.2g}" if not gap < 1e-3 else None)
 
-        plural = "s" if self.ranks > 1 else ""
-        return Contender(name=f"{self.engine}, {self.ranks} rank{plural}", check=check, seconds=self.seconds)
+        return Contender(name=self.name, check=check, seconds=self.seconds)
 
     def seconds(self) -> float:
         """Of a step, the median of all but the first two."""
-        return statistics.median(row["time/step"] for row in self.metrics()[2:])
+        return statistics.median(row["time/step"] for row in self.metrics()[FIRST:])
+
+    def values(self) -> dict[str, float]:
+        """Tokens a second, the collectives' share of the step and bytes, and memory of a rank at most."""
+        rows = self.found[FIRST:]
+        if not rows:
+            return {}
+        spent = sum(row["collectives"] for row in rows)
+        return {
+            "tokens/s": statistics.median(row["throughput/tokens_per_second"] for row in rows),
+            "communication share": spent / sum(row["step"] for row in rows),
+            "MiB handed over a step": statistics.median(row["bytes"] for row in rows) / 2**20,
+            "peak MiB of a rank": rows[-1]["memory/peak_bytes"] / 2**20,
+        }
 
     def metrics(self) -> list[dict[str, float]]:
         """A row a step."""
@@ -75,22 +124,14 @@ class Run:
         return self.found
 
     def _run(self) -> list[dict[str, float]]:
-        threads = max((os.cpu_count() or 1) // self.ranks, 1)
-        settings = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.ranks}"]
-        with tempfile.TemporaryDirectory(dir=self.place) as folder:
-            done = subprocess.run(
-                [sys.executable, *launcher, "-m", "rlhf", "sft", *self._arguments()],
-                cwd=folder,
-                env={**os.environ, **settings},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode != 0:
-                raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr else "rlhf sft failed")
-            (log,) = Path(folder).glob("runs/*/metrics.jsonl")
-            return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        with tempfile.TemporaryDirectory(dir=self.place) as name:
+            folder = Path(name)
+            arguments = ["sft", *self._arguments(), *self.extra]
+            launch("benchmarks.ranks.communication", arguments, ranks=self.ranks, folder=folder)
+            (log,) = folder.glob("runs/*/metrics.jsonl")
+            metrics = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+            spent = json.loads((folder / communication.FILE).read_text(encoding="utf-8"))
+        return [row | own for row, own in zip(metrics, spent, strict=True)]
 
     def _arguments(self) -> list[str]:
         size = self.size
@@ -102,7 +143,7 @@ class Run:
             f"model.layers={size.layers}",
             f"model.hidden={size.hidden}",
             f"model.heads={size.heads}",
-            f"model.intermediate={3 * size.hidden}",
+            f"model.intermediate={size.inner}",
             f"model.context={size.context}",
             f"batch_size={self.rows}",
             f"micro_batch_size={self.rows}",
@@ -112,7 +153,8 @@ class Run:
         ]
 
 
-def _write_rows(path: Path, size: Size, rows: int, length: int) -> None:
+def write_rows(path: Path, rows: int, length: int) -> None:
+    """Prompts and responses of random numbers."""
     generator = torch.Generator().manual_seed(0)
     words = torch.randint(10, 99, (rows, length), generator=generator).tolist()
     texts = [" ".join(str(word) for word in row) for row in words]
