@@ -12,6 +12,9 @@ from rlhf.data.encoding import Encoded
 from rlhf.data.fitting import Report
 from rlhf.data.loaded import PreferenceSet
 
+END = 1
+"""The tokenizer's end of a text."""
+
 
 @dataclass(kw_only=True, slots=True)
 class Pairs:
@@ -23,13 +26,17 @@ class Pairs:
 
     @staticmethod
     def lognormal(count: int, longest: int, vocabulary: int) -> Pairs:
-        """Both texts together are lognormal; the prompt is a quarter of the shorter one."""
+        """Texts have lognormal lengths; the prompt is a quarter of the shorter one, a response ends with END."""
         generator = torch.Generator().manual_seed(0)
         sides = torch.stack([lognormal(count, longest, generator) for _ in range(2)], 1).clamp(min=4)
         prompt = sides.min(1).values // 4
         prompts = random_rows(prompt, vocabulary, generator)
         chosen, rejected = (
-            random_rows(sides[:, side] - prompt, vocabulary, generator) for side in range(2)
+            [
+                [*row, END]
+                for row in random_rows(sides[:, side] - prompt - 1, vocabulary, generator)
+            ]
+            for side in range(2)
         )
         return Pairs(prompts=prompts, chosen=chosen, rejected=rejected)
 

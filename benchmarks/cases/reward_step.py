@@ -45,11 +45,15 @@ class RewardStep:
     size: Size
     pairs: Pairs
     micro: int
+    dtype: torch.dtype = torch.float32
 
     @property
     def lengths(self) -> Tensor:
         """(pairs, 2) tokens."""
         return self.pairs.lengths
+
+    def prepare(self, device: torch.device) -> None:
+        """Nothing."""
 
     def model(self) -> Any:
         """A random classifier with one label."""

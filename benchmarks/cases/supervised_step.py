@@ -48,6 +48,7 @@ class SupervisedStep:
     size: Size
     rows: list[list[int]]
     micro: int
+    dtype: torch.dtype = torch.float32
 
     @staticmethod
     def lognormal(size: Size, rows: int, longest: int, micro: int) -> SupervisedStep:
@@ -60,6 +61,9 @@ class SupervisedStep:
     def lengths(self) -> Tensor:
         """(rows, 1) tokens."""
         return torch.tensor([[len(row)] for row in self.rows])
+
+    def prepare(self, device: torch.device) -> None:
+        """Nothing."""
 
     def model(self) -> Any:
         """A random causal language model."""

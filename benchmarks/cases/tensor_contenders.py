@@ -76,8 +76,8 @@ def there(
     return Contender(name=name, note=note, check=check, seconds=run)
 
 
-def judged(found: Tensors, right: Tensors) -> Verdict:
+def judged(found: Tensors, right: Tensors, allowed: float = ALLOWED) -> Verdict:
     """Every result that there is must be right."""
     sizes = {name: error(name, part, right[name]) for name, part in found.items()}
-    wrong = [f"{name} off by {size:.2g}" for name, size in sizes.items() if not size <= ALLOWED]
+    wrong = [f"{name} off by {size:.2g}" for name, size in sizes.items() if not size <= allowed]
     return Verdict(errors=sizes, fault=", ".join(wrong) or None)

@@ -6,8 +6,9 @@ and row by row without padding, the loss that everyone must have.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,9 @@ from rlhf.metrics import Metrics
 RATE = 1e-6
 """So small that every step's loss is the first one's."""
 CLIP = 1.0
+ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+"""Share of the loss that it may be off."""
+Judge = Callable[[Tensors], Verdict]
 
 
 class StageTrainer(Protocol):
@@ -41,10 +45,15 @@ class Step(Protocol):
     size: Size
     micro: int
     """Texts or pairs of a forward pass."""
+    dtype: torch.dtype
+    """Of weights and activations."""
 
     @property
     def lengths(self) -> Tensor:
         """(texts or pairs, 1 or 2) tokens."""
+
+    def prepare(self, device: torch.device) -> None:
+        """What must be known before the loss."""
 
     def model(self) -> Any:
         """Of transformers, with the weights that all contenders start from."""
@@ -60,7 +69,7 @@ class Step(Protocol):
 
 
 def compare(
-    bench: Bench, stage: str, step: Step, peers: Mapping[str, str | None], notes: str | None = None
+    bench: Bench, stage: str, step: Step, peers: Mapping[str, str | None]
 ) -> Outcome:
     """Ours, packed and padded, against a padded loop and the peers, all with the same loss and tokens.
 
@@ -69,19 +78,22 @@ def compare(
         stage: begins the cell's name.
         step: what is done.
         peers: their names in `benchmarks.peers.functions`, and remarks.
-        notes: remark on our own line.
     """
-    right = {"loss": truth(step), "tokens": step.lengths.sum().double().reshape(1)}
+    step.prepare(bench.device)
+    judge = partial(
+        judged,
+        right={"loss": truth(step, bench.device), "tokens": step.lengths.sum().double().reshape(1)},
+        allowed=ALLOWED[step.dtype],
+    )
     contenders = [
-        _ours(bench, step, right, packed=True),
-        _ours(bench, step, right, packed=False),
-        _padded(bench, step, right),
+        _ours(bench, step, judge, packed=True),
+        _ours(bench, step, judge, packed=False),
+        _padded(bench, step, judge),
     ]
-    contenders[0].note = notes
     present = [name for name in peers if bench.peers.missing(name) is None]
     given = step.given(bench.peers.path(f"{stage}_{step.size.name}".replace("/", "_"))) if present else {}
     for name, note in peers.items():
-        contenders.append(there(bench, name, given, right, note=note, once=True))
+        contenders.append(there(bench, name, given, {}, note=note, once=True, judge=judge))
     cell = f"{stage} {step.size.name}, {len(step.lengths)} rows, fill {fill(step):.2f}"
     outcome = contest(replace(bench, least=min(bench.least, 2)), cell, contenders)
     tokens = step.lengths.sum()
@@ -119,12 +131,12 @@ def fill(step: Step) -> float:
     return float(lengths.sum()) / computed
 
 
-def truth(step: Step) -> Tensor:
+def truth(step: Step, device: torch.device) -> Tensor:
     """(1,) the loss in float64, row by row: nothing is padded but the shorter side of a pair."""
-    model = step.model().double()
+    model = step.model().double().to(device)
     with torch.no_grad():
-        each = [step.loss(model, [row], torch.device("cpu")) for row in range(len(step.lengths))]
-    return torch.stack(each).sum().reshape(1)
+        each = [step.loss(model, [row], device) for row in range(len(step.lengths))]
+    return torch.stack(each).sum().reshape(1).cpu()
 
 
 def alone(device: torch.device) -> Runtime:
@@ -137,7 +149,7 @@ def budget(step: Step) -> int:
     return -(-int(step.lengths.sum()) * step.micro // len(step.lengths))
 
 
-def _ours(bench: Bench, step: Step, right: Tensors, *, packed: bool) -> Contender:
+def _ours(bench: Bench, step: Step, judge: Judge, *, packed: bool) -> Contender:
     trainer = step.trainer(bench.device, packed=packed)
 
     def check() -> Verdict:
@@ -145,7 +157,7 @@ def _ours(bench: Bench, step: Step, right: Tensors, *, packed: bool) -> Contende
         rate, count = pairs["throughput/tokens_per_second"]
         tokens = rate / count * pairs["time/step"][0]
         total, rows = pairs["loss"]
-        return judged({"loss": torch.tensor([total / rows]), "tokens": torch.tensor([tokens])}, right)
+        return judge({"loss": torch.tensor([total / rows]), "tokens": torch.tensor([tokens])})
 
     def peak() -> int | None:
         return peak_extra(lambda: {"": torch.zeros(len(trainer.step().pairs))}, bench.device)
@@ -154,7 +166,7 @@ def _ours(bench: Bench, step: Step, right: Tensors, *, packed: bool) -> Contende
     return Contender(name=name, check=check, peak=peak, seconds=lambda: timed(trainer.step, bench.device))
 
 
-def _padded(bench: Bench, step: Step, right: Tensors) -> Contender:
+def _padded(bench: Bench, step: Step, judge: Judge) -> Contender:
     """A plain loop over transformers' own model."""
     model = step.model().to(bench.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
@@ -172,7 +184,7 @@ def _padded(bench: Bench, step: Step, right: Tensors) -> Contender:
 
     return Contender(
         name="padded loop",
-        check=lambda: judged({"loss": run()}, right),
+        check=lambda: judge({"loss": run()}),
         peak=lambda: peak_extra(lambda: {"": run()}, bench.device),
         seconds=lambda: timed(run, bench.device),
     )

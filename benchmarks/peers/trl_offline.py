@@ -105,13 +105,15 @@ def dpo() -> Callable[[Tensors], Tensors]:
 
     def run(given: Tensors) -> Tensors:
         clock = step_clock()
-        columns = {f"{name}_ids": given[name] for name in ("prompt", "chosen", "rejected")}
+        tokenizer = AutoTokenizer.from_pretrained(given["model"])
+        columns = {name: _texts(tokenizer, given[name]) for name in ("prompt", "chosen", "rejected")}
         with tempfile.TemporaryDirectory() as folder:
             common = arguments(folder, given, len(given["chosen"]))
+            dtype = torch.bfloat16 if given["bf16"] else torch.float32
             trainer = DPOTrainer(
-                model=AutoModelForCausalLM.from_pretrained(given["model"], dtype=torch.float32),
-                ref_model=AutoModelForCausalLM.from_pretrained(given["reference"], dtype=torch.float32),
-                processing_class=AutoTokenizer.from_pretrained(given["model"]),
+                model=AutoModelForCausalLM.from_pretrained(given["model"], dtype=dtype),
+                ref_model=AutoModelForCausalLM.from_pretrained(given["reference"], dtype=dtype),
+                processing_class=tokenizer,
                 train_dataset=Dataset.from_dict(columns),
                 callbacks=[clock],
                 args=DPOConfig(**common, beta=given["beta"], precompute_ref_log_probs=True),
@@ -119,3 +121,8 @@ def dpo() -> Callable[[Tensors], Tensors]:
             return finished(trainer, clock)
 
     return run
+
+
+def _texts(tokenizer: Any, rows: list[list[int]]) -> list[str]:
+    """Words that the tokenizer reads as these tokens; this trainer takes no tokens."""
+    return [" " + " ".join(tokenizer.convert_ids_to_tokens(row)) for row in rows]
