@@ -2,6 +2,7 @@
 
     python -m benchmarks list
     python -m benchmarks run --suite cpu [--only C1,C2] [--quick]
+    python -m benchmarks growth
     python -m benchmarks table
     python -m benchmarks plot
 
@@ -33,12 +34,12 @@ QUICK_FOLDER = Path("build")
 
 
 def main(arguments: list[str]) -> int:
-    """One of four verbs; 1 where a case failed, 2 where it cannot be done, which one line says."""
+    """One of five verbs; 1 where a case failed, 2 where it cannot be done, which one line says."""
     asked = _parser().parse_args(arguments)
     try:
         if asked.verb == "list":
             _list()
-        elif asked.verb == "run":
+        elif asked.verb in ("run", "growth"):
             return min(run(asked, ["python", "-m", "benchmarks", *arguments]), 1)
         elif asked.verb == "table":
             print(report.table(read(_files(asked))))
@@ -106,11 +107,12 @@ def _run_case(bench: Bench, name: str, case: Case, writer: Writer) -> bool:
 
 
 def _bench(asked: argparse.Namespace) -> Bench:
-    if asked.suite == "gpu" and not torch.cuda.is_available():
+    has_gpu = torch.cuda.is_available()
+    if asked.suite == "gpu" and not (has_gpu or asked.quick):
         raise ValueError("suite gpu needs a CUDA device, and torch finds none here")
     threads = asked.threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
-    device = "cuda" if asked.suite == "gpu" else "cpu"
+    device = "cuda" if asked.suite == "gpu" and has_gpu else "cpu"
     if asked.quick:
         patience = {"budget": 5.0, "rounds": 2, "least": 2, "warm_ups": 0}
     else:
@@ -138,14 +140,17 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("list", help="the benchmarks by number")
     run = verbs.add_parser("run", help="measure")
-    run.add_argument("--suite", choices=list(SUITES), required=True)
+    run.add_argument("--suite", choices=["cpu", "gpu"], required=True)
     run.add_argument("--only", help="numbers, with commas between")
-    run.add_argument("--quick", action="store_true", help="tiny shapes: shows that it runs")
-    run.add_argument("--seconds", type=float, default=20.0, help="of timing a cell (default 20)")
-    run.add_argument("--least", type=int, default=3, help="rounds, whatever they take (default 3)")
-    run.add_argument("--threads", type=int, help="default: all cores")
-    run.add_argument("--peers", type=Path, default=PYTHON, help="interpreter of the peers' environment")
-    run.add_argument("--out", type=Path, help="file of the lines")
+    growth = verbs.add_parser("growth", help="how a training step's cost grows")
+    growth.set_defaults(suite="growth", only=None)
+    for measuring in (run, growth):
+        measuring.add_argument("--quick", action="store_true", help="tiny shapes: shows that it runs")
+        measuring.add_argument("--seconds", type=float, default=20.0, help="of timing a cell (default 20)")
+        measuring.add_argument("--least", type=int, default=3, help="rounds, whatever they take (default 3)")
+        measuring.add_argument("--threads", type=int, help="default: all cores")
+        measuring.add_argument("--peers", type=Path, default=PYTHON, help="the peers' interpreter")
+        measuring.add_argument("--out", type=Path, help="file of the lines")
     for name, text in (("table", "the README's table"), ("plot", "pictures")):
         shown = verbs.add_parser(name, help=text)
         shown.add_argument("files", type=Path, nargs="*", help="default: all in benchmarks/results")

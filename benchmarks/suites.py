@@ -7,6 +7,7 @@ from benchmarks.cases import (
     advantages,
     checkpoints,
     given_logits,
+    growth,
     head_accuracy,
     head_backward,
     head_forward,
@@ -45,4 +46,5 @@ GPU = {
     "G6": Case(title="most tokens", run=tokens_in_memory.run),
     "G8": Case(title="utilisation of a supervised step", run=utilisation.run),
 }
-SUITES = {"cpu": CPU, "gpu": GPU}
+GROWTH = {"growth": Case(title="cost over tokens, vocabulary, ranks and ZeRO's stage", run=growth.run)}
+SUITES = {"cpu": CPU, "gpu": GPU, "growth": GROWTH}

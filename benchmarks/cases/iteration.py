@@ -98,7 +98,7 @@ def run(bench: Bench) -> Iterator[Line]:
                 steps=steps,
                 micro=prompts * samples,
             )
-            few = replace(bench, rounds=2, least=1, budget=40.0)
+            few = replace(bench, rounds=1 if size is SMOL else 2, least=1, warm_ups=0)
             yield from _wanted(_compare(few, task), task, 2.0)
 
 

@@ -95,7 +95,7 @@ def compare(
     for name, note in peers.items():
         contenders.append(there(bench, name, given, {}, note=note, once=True, judge=judge))
     cell = f"{stage} {step.size.name}, {len(step.lengths)} rows, fill {fill(step):.2f}"
-    outcome = contest(replace(bench, least=min(bench.least, 2)), cell, contenders)
+    outcome = contest(replace(bench, budget=min(bench.budget, 10.0), least=min(bench.least, 2)), cell, contenders)
     tokens = step.lengths.sum()
     for line in outcome.lines:
         if line.seconds is not None:

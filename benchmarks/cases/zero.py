@@ -81,8 +81,8 @@ class Run:
     rows: int
     engine: str
     ranks: int
-    extra: tuple[str, ...] = ()
-    """Further settings of the command."""
+    threads: int | None = None
+    """Of a rank; its share of ours where not given."""
     found: list[dict[str, float]] = field(default_factory=list)
     """A row a step: the run's metrics, and what its collectives took."""
 
@@ -114,7 +114,7 @@ class Run:
             "tokens/s": statistics.median(row["throughput/tokens_per_second"] for row in rows),
             "communication share": spent / sum(row["step"] for row in rows),
             "MiB handed over a step": statistics.median(row["bytes"] for row in rows) / 2**20,
-            "peak MiB of a rank": rows[-1]["memory/peak_bytes"] / 2**20,
+            "peak MiB of rank 0": rows[-1]["memory"] / 2**20,
         }
 
     def metrics(self) -> list[dict[str, float]]:
@@ -126,8 +126,9 @@ class Run:
     def _run(self) -> list[dict[str, float]]:
         with tempfile.TemporaryDirectory(dir=self.place) as name:
             folder = Path(name)
-            arguments = ["sft", *self._arguments(), *self.extra]
-            launch("benchmarks.ranks.communication", arguments, ranks=self.ranks, folder=folder)
+            arguments = ["sft", *self._arguments()]
+            program = "benchmarks.ranks.communication"
+            launch(program, arguments, ranks=self.ranks, folder=folder, threads=self.threads)
             (log,) = folder.glob("runs/*/metrics.jsonl")
             metrics = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
             spent = json.loads((folder / communication.FILE).read_text(encoding="utf-8"))

@@ -3,8 +3,8 @@
     torchrun --nproc_per_node=2 -m benchmarks.ranks.communication sft name=…
 
 Rank 0 writes communication.json into the working folder after each step: seconds of the step, seconds that
-it stood in collectives or waited for them, and bytes that it handed to them. DeepSpeed's collectives are
-torch's underneath.
+it stood in collectives or waited for them, bytes that it handed to them, and the most memory that it has held
+beyond what the libraries take. DeepSpeed's collectives are torch's underneath.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
+
+from rlhf.metrics import peak_bytes
 
 FILE = "communication.json"
 COLLECTIVES = (
@@ -45,6 +47,8 @@ class Meter:
     bytes: int = 0
     """Of each collective's largest tensor, or list of tensors."""
     steps: list[dict[str, float]] = field(default_factory=list)
+    libraries: int = 0
+    """Bytes held before there is a model."""
     _depth: int = 0
 
     def install(self) -> None:
@@ -81,6 +85,7 @@ class Meter:
             result = step(*args, **kwargs)
             spent = {"step": time.perf_counter() - start, "collectives": self.seconds - seconds}
             self.steps.append({**spent, "bytes": float(self.bytes - handed)})
+            self.steps[-1]["memory"] = float(peak_bytes() - self.libraries)
             if dist.get_rank() == 0:
                 Path(FILE).write_text(json.dumps(self.steps), encoding="utf-8")
             return result
@@ -118,9 +123,12 @@ def main() -> None:
     """Wrap, then run the command."""
     meter = Meter()
     meter.install()
+    import deepspeed  # noqa: F401
+
     from rlhf.cli import main as command
     from rlhf.trainers.supervised import SupervisedTrainer
 
+    meter.libraries = peak_bytes()
     SupervisedTrainer.step = meter.step(SupervisedTrainer.step)  # type: ignore[method-assign]
     command.main()
 

@@ -13,13 +13,15 @@ import torch
 ROOT = Path(__file__).parents[2]
 
 
-def launch(module: str, arguments: Sequence[str], *, ranks: int, folder: Path) -> None:
-    """Run it to its end in ``folder``.
+def launch(
+    module: str, arguments: Sequence[str], *, ranks: int, folder: Path, threads: int | None = None
+) -> None:
+    """Run it to its end in ``folder``; ``threads`` of each rank are its share of ours where not given.
 
     Raises:
         RuntimeError: it failed; its last words.
     """
-    threads = max(torch.get_num_threads() // ranks, 1)
+    threads = threads or max(torch.get_num_threads() // ranks, 1)
     settings = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     done = subprocess.run(
