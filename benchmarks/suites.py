@@ -15,9 +15,11 @@ from benchmarks.cases import (
     masked_rows,
     one_pass,
     packing,
+    preference_step,
     rollout,
     steps,
     tokens_in_memory,
+    transition,
     utilisation,
     zero,
 )
@@ -44,7 +46,12 @@ GPU = {
     "G5": Case(title="small hidden sizes, forward", run=head_forward.run_small),
     "G5b": Case(title="small hidden sizes, forward and backward", run=head_backward.run_small),
     "G6": Case(title="most tokens", run=tokens_in_memory.run),
+    "G7": Case(title="sampled tokens a second", run=rollout.run_large),
     "G8": Case(title="utilisation of a supervised step", run=utilisation.run),
+    "G9": Case(title="an iteration of PPO", run=iteration.run_ppo),
+    "G10": Case(title="an iteration of GRPO", run=iteration.run_grpo),
+    "G11": Case(title="from training to sampling and back", run=transition.run),
+    "G12": Case(title="a step of direct preference optimisation", run=preference_step.run_large),
 }
 GROWTH = {"growth": Case(title="cost over tokens, vocabulary, ranks and ZeRO's stage", run=growth.run)}
 SUITES = {"cpu": CPU, "gpu": GPU, "growth": GROWTH}

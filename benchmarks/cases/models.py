@@ -39,6 +39,13 @@ class Size:
         """Width of the feed-forward layers."""
         return self.intermediate or 3 * self.hidden
 
+    @property
+    def weights(self) -> int:
+        """Of all matrices, the head's among them and the embeddings', which are the same."""
+        keys = 2 * self.hidden**2 * (self.kv_heads or self.heads) // self.heads
+        each = 2 * self.hidden**2 + keys + 3 * self.hidden * self.inner
+        return self.layers * each + self.vocabulary * self.hidden
+
     def config(self) -> LlamaConfig:
         """Of transformers."""
         return LlamaConfig(
@@ -85,11 +92,8 @@ class Size:
 
         Six times a weight and token (forward, dX, dW), and of attention 6·l²·hidden a row and layer.
         """
-        keys = 2 * self.hidden**2 * (self.kv_heads or self.heads) // self.heads
-        weights = self.layers * (2 * self.hidden**2 + keys + 3 * self.hidden * self.inner)
-        weights += self.vocabulary * self.hidden
         tokens, squares = float(lengths.sum()), float((lengths.double() ** 2).sum())
-        return 6.0 * weights * tokens + 6.0 * self.layers * self.hidden * squares
+        return 6.0 * self.weights * tokens + 6.0 * self.layers * self.hidden * squares
 
 
 def endless(model: Any) -> Any:
