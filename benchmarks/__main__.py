@@ -42,7 +42,8 @@ def main(arguments: list[str]) -> int:
         elif asked.verb in ("run", "growth"):
             return min(run(asked, ["python", "-m", "benchmarks", *arguments]), 1)
         elif asked.verb == "table":
-            print(report.table(read(_files(asked))))
+            lines = read(_files(asked))
+            print(report.summary(lines) if asked.short else report.table(lines))
         else:
             from benchmarks import plot
 
@@ -130,7 +131,7 @@ def _list() -> None:
 
 
 def _files(asked: argparse.Namespace) -> list[Path]:
-    return asked.files or sorted(FOLDER.glob("*.jsonl"))
+    return asked.files or sorted(path for suite in SUITES for path in FOLDER.glob(f"{suite}_*.jsonl"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -154,7 +155,9 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (("table", "the README's table"), ("plot", "pictures")):
         shown = verbs.add_parser(name, help=text)
         shown.add_argument("files", type=Path, nargs="*", help="default: all in benchmarks/results")
-        if name == "plot":
+        if name == "table":
+            shown.add_argument("--short", action="store_true", help="a row a benchmark")
+        else:
             shown.add_argument("--out", type=Path, default=FOLDER, help="folder of the pictures")
     return parser
 

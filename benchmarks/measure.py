@@ -115,18 +115,28 @@ def peak_extra(work: Callable[[], Mapping[str, torch.Tensor]], device: torch.dev
     None where the system does not tell. On a CPU it is resident memory: what the allocator keeps is handed
     back first, and the system's own high-water mark is reset.
     """
+    before = held(device)
+    if before is None:
+        return None
+    results = work()
+    return max(most_since(before, device) - _bytes(results), 0)
+
+
+def held(device: torch.device) -> int | None:
+    """Bytes held now, from where :func:`most_since` starts; None where the system does not tell."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        results = work()
+        return torch.cuda.memory_allocated(device)
+    return _resident("VmRSS") if _reset_high_water() else None
+
+
+def most_since(before: int, device: torch.device) -> int:
+    """Bytes held at most since then, over what was held."""
+    if device.type == "cuda":
         torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before - _bytes(results)
-    if not _reset_high_water():
-        return None
-    before = _resident("VmRSS")
-    results = work()
-    return max(_resident("VmHWM") - before - _bytes(results), 0)
+        return torch.cuda.max_memory_allocated(device) - before
+    return _resident("VmHWM") - before
 
 
 def _bytes(results: Mapping[str, torch.Tensor]) -> int:

@@ -6,30 +6,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+Lines = Sequence[Mapping[str, Any]]
+COLUMNS = 3
+"""Panels side by side."""
 
-def plots(lines: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+
+def plots(lines: Lines, folder: Path) -> list[Path]:
     """One picture a benchmark that has timings, ``folder/C1.png``; their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
     for name in dict.fromkeys(line["id"] for line in lines):
         timed = [line for line in lines if line["id"] == name and "seconds" in line]
         if timed:
-            pictures.append(_bars(name, timed, folder / f"{name}.png"))
+            draw = _growth if name == "growth" else _bars
+            pictures.append(draw(name, timed, folder / f"{name}.png"))
     return pictures
 
 
-def _bars(name: str, lines: Sequence[Mapping[str, Any]], picture: Path) -> Path:
+def _bars(name: str, lines: Lines, picture: Path) -> Path:
     """A panel a cell: medians with the quartiles, floors in grey and ours in colour."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     cells = list(dict.fromkeys(line["cell"] for line in lines))
-    figure, axes = pyplot.subplots(
-        1, len(cells), figsize=(4.2 * len(cells), 3.4), squeeze=False, constrained_layout=True
-    )
-    for axis, cell in zip(axes.flat, cells, strict=True):
+    figure, axes = _panels(len(cells))
+    for axis, cell in zip(axes, cells, strict=True):
         own = [line for line in lines if line["cell"] == cell][::-1]
         medians = [1e3 * line["seconds"] for line in own]
         spread = [
@@ -41,6 +39,59 @@ def _bars(name: str, lines: Sequence[Mapping[str, Any]], picture: Path) -> Path:
         axis.set_title(f"{name}  {cell}", fontsize=9)
         axis.set_xlabel("ms, median and quartiles")
         axis.tick_params(labelsize=7)
+    return _saved(figure, picture)
+
+
+def _growth(name: str, lines: Lines, picture: Path) -> Path:
+    """A panel a series: seconds and memory over those of its smallest, and exact proportionality."""
+    series = list(dict.fromkeys(line["cell"] for line in lines))
+    figure, axes = _panels(len(series))
+    for axis, cell in zip(axes, series, strict=True):
+        own = [line for line in lines if line["cell"] == cell]
+        sizes = [line["values"]["size"] for line in own]
+        for what, colour in (("seconds", "tab:orange"), ("memory", "tab:blue")):
+            found = [line["values"].get(f"{what} ratio") for line in own]
+            points = [(x, y) for x, y in zip(sizes, found, strict=True) if y is not None]
+            if points:
+                axis.plot(*zip(*points, strict=True), marker="o", color=colour, label=what)
+        axis.set_yscale("log", base=2)
+        if min(sizes) > 0:  # stages of ZeRO are names, not amounts
+            axis.set_xscale("log", base=2)
+            slope = -1.0 if cell == "ranks" else 1.0
+            axis.plot(
+                sizes,
+                [(size / sizes[0]) ** slope for size in sizes],
+                "--",
+                color="0.6",
+                label="in proportion",
+            )
+        axis.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
+        axis.set_title(cell, fontsize=9)
+        axis.set_ylabel("times the first")
+        axis.legend(fontsize=7)
+        axis.tick_params(labelsize=7)
+    return _saved(figure, picture)
+
+
+def _panels(count: int) -> tuple[Any, list[Any]]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    columns = min(count, COLUMNS)
+    rows = -(-count // columns)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(4.2 * columns, 3.0 * rows), squeeze=False, constrained_layout=True
+    )
+    for axis in axes.flat[count:]:
+        axis.axis("off")
+    return figure, list(axes.flat[:count])
+
+
+def _saved(figure: Any, picture: Path) -> Path:
+    from matplotlib import pyplot
+
     figure.savefig(picture, dpi=110)
     pyplot.close(figure)
     return picture

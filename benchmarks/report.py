@@ -5,24 +5,73 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.suites import SUITES
+
 Lines = Sequence[Mapping[str, Any]]
 HEADER = "| cell | contender | median | quartiles | peak beyond results | largest error | remarks |"
+PEERS = ("trl", "verl", "openrlhf", "liger", "cut-cross-entropy", "torch", "generate", "generate,")
+"""First words of the contenders that are other people's."""
+
+
+def summary(lines: Lines) -> str:
+    """A row a benchmark: how many targets were met, and the speed beside the best peer of each cell."""
+    titles = {name: case.title for cases in SUITES.values() for name, case in cases.items()}
+    rows = [
+        "| | benchmark | met | missed | open | times the best peer's speed, least and most |",
+        "|---" * 6 + "|",
+    ]
+    for name in _names(lines):
+        own = [line for line in lines if line["id"] == name]
+        met, missed, left = counts(own)
+        found = list(speeds(own).values())
+        ratios = " – ".join(f"{value:.2g}" for value in dict.fromkeys([*found[:1], *found[-1:]]))
+        rows.append(f"| {name} | {titles.get(name, '')} | {met} | {missed} | {left} | {ratios} |")
+    return "\n".join(rows) + "\n"
+
+
+def counts(lines: Lines) -> tuple[int, int, int]:
+    """Targets that were met, missed, and those that the rounds do not decide or that lack a side."""
+    verdicts = [line.get("met") for line in lines if "target" in line]
+    return verdicts.count(True), verdicts.count(False), verdicts.count(None)
+
+
+def speeds(lines: Lines) -> dict[str, float]:
+    """By cell, lowest first: the best peer's median over ours; cells that lack one of them are left out."""
+    timed = [line for line in lines if "seconds" in line]
+    found = {}
+    for cell in dict.fromkeys(line["cell"] for line in timed):
+        own = [line for line in timed if line["cell"] == cell]
+        ours = [line["seconds"] for line in own if line["contender"].split(",")[0] == "rlhf"]
+        ours = ours or [line["seconds"] for line in own if line["contender"].startswith("rlhf")]
+        peers = [line["seconds"] for line in own if line["contender"].split()[0] in PEERS]
+        if ours and peers:
+            found[cell] = min(peers) / min(ours)
+    return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
 def table(lines: Lines) -> str:
-    """A section a benchmark: who took how long, then what was wanted and what was reached."""
-    parts = []
-    for name in dict.fromkeys(line["id"] for line in lines):
+    """The summary, then a section a benchmark: who took how long, what was wanted and what was reached."""
+    parts, told = [summary(lines)], ""
+    for name in _names(lines):
         own = [line for line in lines if line["id"] == name]
-        parts.append(f"### {name}\n\n{_facts(own[0])}\n")
         measured = [line for line in own if "target" not in line]
         wanted = [line for line in own if "target" in line]
+        facts = _facts(own[0])
+        parts.append(f"### {name}\n" + (f"\n{facts}\n" if facts != told else ""))
+        told = facts
         if measured:
             parts.append("\n".join([HEADER, "|---" * 7 + "|", *map(_row, measured)]) + "\n")
         if wanted:
             head = ["| cell | target | wanted | reached | |", "|---" * 5 + "|"]
             parts.append("\n".join([*head, *map(_verdict, wanted)]) + "\n")
     return "\n".join(parts)
+
+
+def _names(lines: Lines) -> list[str]:
+    """In the suites' order."""
+    order = [name for cases in SUITES.values() for name in cases]
+    found = dict.fromkeys(line["id"] for line in lines)
+    return [name for name in order if name in found] + [name for name in found if name not in order]
 
 
 def _facts(line: Mapping[str, Any]) -> str:

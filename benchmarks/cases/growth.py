@@ -66,16 +66,28 @@ def _series(bench: Bench, cell: str, steps: Sequence[tuple[int, SupervisedStep]]
     lines = []
     for by, step in steps:
         gc.collect()
-        trainer = step.trainer(bench.device, packed=True)
-        trainer.step()
-        line = Line(cell=cell, contender=f"×{by}")
-        line.time(Timing(seconds=[timed(trainer.step, bench.device) for _ in range(ROUNDS)]))
-        line.peak_bytes = peak_extra(lambda: {"": torch.zeros(len(trainer.step().pairs))}, bench.device)
-        line.values["tokens"] = float(step.lengths.sum())
+        line = _measured(bench, step)
+        line.cell, line.contender = cell, f"×{by}"
         say(f"  {cell} ×{by}: {line.seconds:.3f} s")
         lines.append(line)
     ratios(lines, [by for by, _ in steps])
     yield from lines
+
+
+def _measured(bench: Bench, step: SupervisedStep) -> Line:
+    """Time and memory of a step; what the trainer holds all the time is not counted."""
+    trainer = step.trainer(bench.device, packed=True)
+
+    def once() -> dict[str, torch.Tensor]:
+        trainer.step()
+        return {}
+
+    once()
+    line = Line(cell="", contender="")
+    line.time(Timing(seconds=[timed(once, bench.device) for _ in range(ROUNDS)]))
+    line.peak_bytes = peak_extra(once, bench.device)
+    line.values["tokens"] = float(step.lengths.sum())
+    return line
 
 
 def _ranks(bench: Bench) -> Iterator[Line]:

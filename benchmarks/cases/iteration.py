@@ -1,7 +1,8 @@
 """C7, G9, G10: whole iterations of PPO, RLOO and GRPO by the command itself, against TRL's trainers.
 
-No response ends before its limit, so that both sides sample and train the same number of tokens; one optimiser
-step an iteration. Group methods are rewarded by a function of the text; PPO has a reward model and a critic.
+No response ends before its limit, so that both sides sample and train the same number of tokens; one
+optimiser step an iteration. Group methods are rewarded by a function of the text; PPO has a reward model and
+a critic.
 """
 
 from __future__ import annotations

@@ -35,12 +35,13 @@ def run(bench: Bench) -> Iterator[Line]:
         "first fit decreasing": lambda: first_fit_decreasing(sizes, limit),
     }
     count = -(-sum(sizes) // limit)  # as verl chooses it
-    yield from _compare(bench, f"{rows} rows, passes of {limit} tokens", lengths, passes, count, limit)
+    cell = f"{rows} rows, passes of {limit} tokens"
+    yield from _compare(bench, cell, lengths, passes, count=count, limit=limit)
     shares = {
         "rlhf": lambda: level(sizes, RANKS),
         "sequential": lambda: [list(part) for part in torch.arange(rows).chunk(RANKS)],
     }
-    yield from _compare(bench, f"{rows} rows over {RANKS} ranks", lengths, shares, RANKS, None)
+    yield from _compare(bench, f"{rows} rows over {RANKS} ranks", lengths, shares, count=RANKS, limit=None)
 
 
 def sequential(sizes: list[int], limit: int) -> Groups:
@@ -102,6 +103,7 @@ def _compare(
     cell: str,
     lengths: Tensor,
     ways: dict[str, Callable[[], Groups]],
+    *,
     count: int,
     limit: int | None,
 ) -> Iterator[Line]:
@@ -124,7 +126,9 @@ def _compare(
     ]
     given = {"lengths": lengths, "count": count}
     contenders.append(there(bench, KARP, given, {}, once=True, judge=partial(judge, name=KARP)))
-    outcome = contest(replace(bench, budget=min(bench.budget, 10.0), least=min(bench.least, 2)), cell, contenders)
+    outcome = contest(
+        replace(bench, budget=min(bench.budget, 10.0), least=min(bench.least, 2)), cell, contenders
+    )
     for line in outcome.lines:
         line.values |= found.get(line.contender, {})
     yield from outcome.lines

@@ -26,16 +26,13 @@ class Pairs:
 
     @staticmethod
     def lognormal(count: int, longest: int, vocabulary: int) -> Pairs:
-        """Texts have lognormal lengths; the prompt is a quarter of the shorter one, a response ends with END."""
+        """Texts of lognormal lengths; the prompt is a quarter of the shorter one, END ends a response."""
         generator = torch.Generator().manual_seed(0)
         sides = torch.stack([lognormal(count, longest, generator) for _ in range(2)], 1).clamp(min=4)
         prompt = sides.min(1).values // 4
         prompts = random_rows(prompt, vocabulary, generator)
         chosen, rejected = (
-            [
-                [*row, END]
-                for row in random_rows(sides[:, side] - prompt - 1, vocabulary, generator)
-            ]
+            [[*row, END] for row in random_rows(sides[:, side] - prompt - 1, vocabulary, generator)]
             for side in range(2)
         )
         return Pairs(prompts=prompts, chosen=chosen, rejected=rejected)

@@ -23,6 +23,8 @@ from rlhf.rollout.sampler import Sampler
 SAMPLES = 8
 ENDS = 48
 """One token in so many of the vocabulary ends a response: lengths are geometric, cut at the limit."""
+Shape = tuple[Size, int, int, int, float | None]
+"""Size, rows, tokens of a prompt and of a response, and tokens a second that are wanted."""
 UNIT = 1000.0
 """Times are for so many real tokens, since each run draws its own."""
 
@@ -42,10 +44,15 @@ def run(bench: Bench) -> Iterator[Line]:
 
 def run_large(bench: Bench) -> Iterator[Line]:
     """G7: rows of equal length, none of which ends early, beside what reading weights and cache must take."""
-    shapes = [(OPT, 32, 256, 128, 10_000.0), (HALF_BILLION, 256, 256, 512, None), (BILLION, 256, 256, 512, 50_000.0)]
-    for size, rows, width, new, least in bench.size(shapes, [(TINY, 4, 8, 8, 1.0)]):
+    shapes: list[Shape] = [
+        (OPT, 32, 256, 128, 10_000.0),
+        (HALF_BILLION, 256, 256, 512, None),
+        (BILLION, 256, 256, 512, 50_000.0),
+    ]
+    tiny: list[Shape] = [(TINY, 4, 8, 8, 1.0)]
+    for size, rows, width, new, least in bench.size(shapes, tiny):
         dtype = bench.size(torch.bfloat16, torch.float32)
-        task = _full(size, rows, width, new, dtype, bench.device)
+        task = _full(size, (rows, width), new, dtype=dtype, device=bench.device)
         cell = f"{size.name} B={rows} {width}+{new} {dtype_name(dtype)}"
         outcome = contest(replace(bench, rounds=3, least=1), cell, [task.ours(bench), *task.generates(bench)])
         ceiling = _ceiling(size, rows, width + new // 2, dtype, bench)
@@ -189,8 +196,9 @@ def _task(size: Size, rows: int, new: int) -> _Task:
     )
 
 
-def _full(size: Size, rows: int, width: int, new: int, dtype: torch.dtype, device: torch.device) -> _Task:
-    """Prompts of equal length and a model that never draws its end."""
+def _full(size: Size, shape: tuple[int, int], new: int, *, dtype: torch.dtype, device: torch.device) -> _Task:
+    """Prompts of equal length, (rows, tokens), and a model that never draws its end."""
+    rows, width = shape
     actor = Actor(endless(size.causal_lm()).to(device, dtype))
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(FIRST, size.vocabulary, (rows, width), generator=generator).to(device)

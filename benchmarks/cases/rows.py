@@ -16,7 +16,7 @@ FIRST = 3
 
 
 def lognormal(count: int, longest: int, generator: torch.Generator) -> Tensor:
-    """(count,) lengths between 2 and ``longest``, about ``FILL`` of it in the mean; the first is the longest."""
+    """(count,) lengths from 2 to ``longest``, in the mean about ``FILL`` of it; the first is the longest."""
     drawn = torch.randn(count, generator=generator, dtype=torch.float64).mul(SPREAD).exp()
     lengths = (drawn * (FILL * longest / float(drawn.mean()))).round().long().clamp(2, longest)
     lengths[0] = longest

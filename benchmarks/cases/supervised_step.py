@@ -34,9 +34,7 @@ def run(bench: Bench) -> Iterator[Line]:
     """Against a padded loop and TRL's trainer, with and without its padding-free batches."""
     for size, rows, longest, micro in bench.size(SHAPES, [(TINY, 8, 24, 2)]):
         step = SupervisedStep.lognormal(size, rows, longest, micro)
-        outcome = training_step.compare(
-            bench, "SFT", step, {"trl sft": None, "trl sft padding-free": None}
-        )
+        outcome = training_step.compare(bench, "SFT", step, {"trl sft": None, "trl sft padding-free": None})
         yield from outcome.lines
         yield from training_step.wanted(outcome, step, "trl sft", "trl sft padding-free")
 

@@ -60,11 +60,13 @@ def there(
     torch.save(dict(given), arguments)
 
     checked: list[float] = []
+    peaks: list[int] = []
 
     def run() -> float:
         if checked:
             return checked.pop()
         answer = bench.peers.ask("call", name=name, arguments=str(arguments), path=str(results))
+        peaks[:] = [answer["peak"]] if "peak" in answer else []
         return float(answer["seconds"])
 
     def check() -> Verdict:
@@ -73,7 +75,7 @@ def there(
         found = torch.load(results, weights_only=True)
         return judged(found, right) if judge is None else judge(found)
 
-    return Contender(name=name, note=note, check=check, seconds=run)
+    return Contender(name=name, note=note, check=check, seconds=run, peak=lambda: peaks[0] if peaks else None)
 
 
 def judged(found: Tensors, right: Tensors, allowed: float = ALLOWED) -> Verdict:

@@ -68,9 +68,7 @@ class Step(Protocol):
         """For the peers: a folder with model and tokenizer is made, and the rows."""
 
 
-def compare(
-    bench: Bench, stage: str, step: Step, peers: Mapping[str, str | None]
-) -> Outcome:
+def compare(bench: Bench, stage: str, step: Step, peers: Mapping[str, str | None]) -> Outcome:
     """Ours, packed and padded, against a padded loop and the peers, all with the same loss and tokens.
 
     Args:
@@ -95,7 +93,9 @@ def compare(
     for name, note in peers.items():
         contenders.append(there(bench, name, given, {}, note=note, once=True, judge=judge))
     cell = f"{stage} {step.size.name}, {len(step.lengths)} rows, fill {fill(step):.2f}"
-    outcome = contest(replace(bench, budget=min(bench.budget, 10.0), least=min(bench.least, 2)), cell, contenders)
+    outcome = contest(
+        replace(bench, budget=min(bench.budget, 10.0), least=min(bench.least, 2)), cell, contenders
+    )
     tokens = step.lengths.sum()
     for line in outcome.lines:
         if line.seconds is not None:
@@ -110,9 +110,7 @@ def wanted(outcome: Outcome, step: Step, plain: str, free: str | None = None) ->
     share = fill(step)
     loop = outcome.ratio("padded loop", "rlhf")
     yield at_least(cell, f"0.9/{share:.2f} times the padded loop's speed", loop, 0.9 / share)
-    yield at_least(
-        cell, "times our own speed on padded rows", outcome.ratio("rlhf padded", "rlhf"), 1.0
-    )
+    yield at_least(cell, "times our own speed on padded rows", outcome.ratio("rlhf padded", "rlhf"), 1.0)
     yield at_least(cell, "times TRL's speed", outcome.ratio(plain, "rlhf"), 2.0)
     if free is not None:
         yield at_least(cell, "times TRL's padding-free speed", outcome.ratio(free, "rlhf"), 1.1)
@@ -127,7 +125,9 @@ def parts(count: int, micro: int) -> Iterator[list[int]]:
 def fill(step: Step) -> float:
     """Real tokens over those that the padded loop computes, each of its passes padded to its longest."""
     lengths = step.lengths
-    computed = sum(int(lengths[part].max()) * lengths[part].numel() for part in parts(len(lengths), step.micro))
+    computed = sum(
+        int(lengths[part].max()) * lengths[part].numel() for part in parts(len(lengths), step.micro)
+    )
     return float(lengths.sum()) / computed
 
 
@@ -160,7 +160,11 @@ def _ours(bench: Bench, step: Step, judge: Judge, *, packed: bool) -> Contender:
         return judge({"loss": torch.tensor([total / rows]), "tokens": torch.tensor([tokens])})
 
     def peak() -> int | None:
-        return peak_extra(lambda: {"": torch.zeros(len(trainer.step().pairs))}, bench.device)
+        def once() -> Tensors:
+            trainer.step()
+            return {}
+
+        return peak_extra(once, bench.device)
 
     name = "rlhf" if packed else "rlhf padded"
     return Contender(name=name, check=check, peak=peak, seconds=lambda: timed(trainer.step, bench.device))

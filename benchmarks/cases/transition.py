@@ -27,11 +27,14 @@ LIMIT = 0.05
 def run(bench: Bench) -> Iterator[Line]:
     """By engine: what is trained is what samples, or a copy is refreshed from its shards."""
     half = Precision.bfloat16
-    engines: dict[str, EngineConfig] = {"ZeRO-1": ZeRO(stage=1, precision=half)}
-    engines["ZeRO-3"] = ZeRO(stage=3, precision=half)
+    engines: dict[str, EngineConfig] = {
+        "ZeRO-1": ZeRO(stage=1, precision=half),
+        "ZeRO-3": ZeRO(stage=3, precision=half),
+    }
+    tiny: dict[str, EngineConfig] = {"plain": Plain()}
     runtime.start()
     try:
-        for name, engine in bench.size(engines, {"plain": Plain()}).items():
+        for name, engine in bench.size(engines, tiny).items():
             yield from _engine(bench, name, engine)
     finally:
         runtime.stop()

@@ -1,6 +1,6 @@
 """The peers' functions of plain tensors: a dictionary in, a dictionary out.
 
-Where the results hold ``seconds``, those count: the function has a clock of its own.
+Where the results hold ``seconds``, those count: the function has a clock of its own. ``peak`` is bytes.
 """
 
 from __future__ import annotations

@@ -41,11 +41,12 @@ def finished(trainer: Any, clock: Any) -> Tensors:
     """Trains; loss and tokens of the first step, seconds of the later ones."""
     trainer.train()
     first = trainer.state.log_history[0]
-    return {
+    found = {
         "loss": torch.tensor([first["loss"]]),
         "tokens": torch.tensor([float(first["num_tokens"])]),
         "seconds": torch.tensor(clock.seconds[1:]).mean().reshape(1),
     }
+    return found if clock.peak is None else found | {"peak": torch.tensor([clock.peak])}
 
 
 def sft(*, padding_free: bool) -> Callable[[Tensors], Tensors]:

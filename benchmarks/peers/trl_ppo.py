@@ -1,6 +1,6 @@
-"""TRL's PPO trainer, which its release 1.13 dropped: 1.12 lies in a folder of its own, used by a process of its own.
+"""TRL's PPO trainer. Release 1.13 dropped it; 1.12 lies in a folder of its own, for a process of its own.
 
-    python -m benchmarks.peers.trl_ppo ARGUMENTS RESULTS
+python -m benchmarks.peers.trl_ppo ARGUMENTS RESULTS
 """
 
 from __future__ import annotations
@@ -61,9 +61,7 @@ def train(given: dict[str, Any], folder: str) -> dict[str, torch.Tensor]:
     prompts = [tokenizer(json.loads(line)["prompt"])["input_ids"] for line in lines]
     rows = [{"input_ids": prompt} for prompt in prompts for _ in range(given["samples"])]
     dtype = torch.bfloat16 if given["bf16"] else torch.float32
-    policy, reference = (
-        AutoModelForCausalLM.from_pretrained(given["model"], dtype=dtype) for _ in range(2)
-    )
+    policy, reference = (AutoModelForCausalLM.from_pretrained(given["model"], dtype=dtype) for _ in range(2))
     critic, reward = (
         AutoModelForSequenceClassification.from_pretrained(given["reward"], num_labels=1, dtype=dtype)
         for _ in range(2)

@@ -72,9 +72,10 @@ class Worker:
         given = torch.load(arguments, weights_only=True)
         results: dict[str, torch.Tensor] = {}
         seconds = timed(lambda: results.update(function(given)), self._device)
-        own = results.pop("seconds", None)
+        own, peak = results.pop("seconds", None), results.pop("peak", None)
         torch.save(results, path)
-        return {"seconds": seconds if own is None else float(own)}
+        found: dict[str, Any] = {"seconds": seconds if own is None else float(own)}
+        return found if peak is None else found | {"peak": int(peak)}
 
     def _work(self, name: str, task: str, entropy_gradient: bool) -> Callable[[], tasks.Outputs]:
         assert self._problem is not None

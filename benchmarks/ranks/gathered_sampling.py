@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,8 +54,7 @@ def main(name: str, rows: int, width: int, new: int, rounds: int) -> None:
         return sampler.sample(plain, prompts, noise).tokens
 
     def hooked() -> Tensor:
-        model = engine.module.model
-        assert callable(model.generate)
+        model: Any = engine.module.model
         with torch.no_grad():
             found: Tensor = model.generate(
                 input_ids=tokens,

@@ -3,9 +3,10 @@
 import pytest
 
 from benchmarks.bench import Bench
-from benchmarks.suites import CPU, GPU
+from benchmarks.suites import CPU, GPU, GROWTH
 
-CASES = {name: {**CPU, **GPU}[name] for name in ("C1", "C2", "C3", "C5", "C6", "C8", "C11", "G4", "G6", "G8")}
+NAMES = ("C1", "C2", "C3", "C5", "C6", "C8", "C9", "C11", "G4", "G6", "G7", "G8", "G11", "G12")
+CASES = {name: {**CPU, **GPU}[name] for name in NAMES}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -22,10 +23,10 @@ def test_a_case_runs_and_ours_is_right(name: str, bench: Bench) -> None:
     assert all(line.missing for line in missing)
 
 
-@pytest.mark.parametrize("name", ["C7", "C10"])
+@pytest.mark.parametrize("name", ["C7", "C10", "G9", "G10", "growth"])
 @pytest.mark.slow
 def test_a_case_of_whole_runs_gives_phases_or_steps(name: str, bench: Bench) -> None:
-    run = CPU[name].run
+    run = {**CPU, **GPU, **GROWTH}[name].run
     assert run is not None
     lines = [line for line in run(bench) if line.target is None and not line.contender.startswith("trl")]
     assert lines

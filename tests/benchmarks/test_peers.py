@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.bench import Bench
+from benchmarks.cases.tensor_contenders import there
 from benchmarks.head.problem import make_problem
+from benchmarks.peers import trl_ppo
 from benchmarks.peers.client import PeerEnvironment, PeerError
+from benchmarks.peers.clock import end_clock, step_clock
 
 
 @pytest.fixture
@@ -36,3 +40,60 @@ def test_a_process_that_ends_is_an_error(tmp_path: Path) -> None:
     python.chmod(0o755)
     with pytest.raises(PeerError, match="ended"):
         PeerEnvironment(python).ask("find", name="trl chunked")
+
+
+class Answering:
+    """Peers that answer with 1, 2, 3 … seconds, and note what they are asked."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.asked = folder, 0
+
+    def missing(self, name: str) -> None:
+        return None
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def ask(self, question: str, **arguments: str) -> dict[str, float]:
+        self.asked += 1
+        torch.save({"loss": torch.tensor([2.0])}, arguments["path"])
+        return {"seconds": float(self.asked)}
+
+
+@pytest.mark.parametrize(("once", "seconds"), [(True, [1.0, 2.0]), (False, [2.0, 3.0])])
+def test_a_long_run_that_was_checked_is_the_first_round(
+    bench: Bench, tmp_path: Path, once: bool, seconds: list[float]
+) -> None:
+    bench.peers = Answering(tmp_path)  # type: ignore[assignment]
+    contender = there(bench, "trl sft", {}, {"loss": torch.tensor([2.0])}, once=once)
+    assert contender.check is not None
+    assert contender.seconds is not None
+    assert contender.check().fault is None
+    assert [contender.seconds(), contender.seconds()] == seconds
+
+
+def test_a_peer_with_another_loss_is_void(bench: Bench, tmp_path: Path) -> None:
+    bench.peers = Answering(tmp_path)  # type: ignore[assignment]
+    contender = there(bench, "trl sft", {}, {"loss": torch.tensor([2.001])})
+    assert contender.check is not None
+    assert contender.check().fault == "loss off by 0.0005"
+
+
+def test_without_its_folder_ppo_is_missing() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"peers\.sh makes it"):
+        trl_ppo.make()
+
+
+def test_a_clock_of_ends_leaves_the_first_step_out() -> None:
+    clock = end_clock()
+    for _ in range(3):
+        clock.on_step_end()
+    assert len(clock.seconds) == 2
+
+
+def test_a_clock_of_steps_has_a_number_for_each() -> None:
+    clock = step_clock()
+    for _ in range(3):
+        clock.on_step_begin()
+        clock.on_step_end()
+    assert len(clock.seconds) == 3

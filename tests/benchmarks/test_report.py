@@ -1,0 +1,55 @@
+"""A row a benchmark, from lines by hand."""
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases.growth import ratios
+from benchmarks.plot import plots
+from benchmarks.report import counts, speeds, summary
+from benchmarks.results import Line
+
+
+def timed(cell: str, contender: str, seconds: float) -> dict[str, Any]:
+    return {"id": "C6", "cell": cell, "contender": contender, "seconds": seconds}
+
+
+LINES: list[dict[str, Any]] = [
+    timed("a", "rlhf", 2.0),
+    timed("a", "rlhf padded", 1.0),
+    timed("a", "padded loop", 1.5),
+    timed("a", "trl sft", 6.0),
+    timed("a", "trl sft padding-free", 5.0),
+    timed("b", "rlhf", 2.0),
+    timed("b", "trl sft", 3.0),
+    timed("c", "trl sft", 3.0),
+    {"id": "C6", "cell": "a", "contender": "target: x", "target": 2.0, "met": True},
+    {"id": "C6", "cell": "b", "contender": "target: x", "target": 2.0, "met": False},
+    {"id": "C6", "cell": "c", "contender": "target: x", "target": 2.0, "void": "a side is missing"},
+]
+
+
+def test_targets_are_met_missed_or_open() -> None:
+    assert counts(LINES) == (1, 1, 1)
+
+
+def test_the_best_peer_counts_and_our_own_variants_and_plain_loops_do_not() -> None:
+    assert speeds(LINES) == {"b": 1.5, "a": 2.5}
+
+
+def test_the_summary_has_the_least_and_the_most() -> None:
+    title = "a step of each stage, rows of uneven lengths"
+    assert f"| C6 | {title} | 1 | 1 | 1 | 1.5 – 2.5 |" in summary(LINES)
+
+
+def test_growth_is_told_as_ratios_to_the_smallest_and_drawn(tmp_path: Path) -> None:
+    lines = [
+        Line(cell="tokens", contender=f"×{by}", seconds=0.5 * by, peak_bytes=100 + 10 * by) for by in (1, 2)
+    ]
+    ratios(lines, [1, 2])
+    assert lines[0].values == {"size": 1.0, "seconds ratio": 1.0, "memory ratio": 1.0}
+    assert lines[1].values == {"size": 2.0, "seconds ratio": 2.0, "memory ratio": 120 / 110}
+    found = [
+        {"id": "growth", "cell": line.cell, "seconds": line.seconds, "values": line.values} for line in lines
+    ]
+    assert plots(found, tmp_path) == [tmp_path / "growth.png"]
+    assert (tmp_path / "growth.png").stat().st_size > 1000
