@@ -40,10 +40,8 @@ class Case:
     """A numbered benchmark."""
 
     title: str
-    run: Callable[[Bench], Iterator[Line]] | None
-    """Yields lines as they are known; None where what it measures is not there yet."""
-    waits_for: str | None = None
-    """What is not there yet."""
+    run: Callable[[Bench], Iterator[Line]]
+    """Yields lines as they are known."""
 
 
 Shapes = Sequence[tuple[int, int, int]]

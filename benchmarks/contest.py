@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from benchmarks.bench import Bench
 from benchmarks.measure import Ratio, Timing, interleaved, ratio
 from benchmarks.peers.client import PeerError
 from benchmarks.results import Line, say
+
+FAILURES = (PeerError, RuntimeError, NotImplementedError, subprocess.TimeoutExpired)
+"""Of one contender, which leave the others their turns."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -68,13 +74,17 @@ def contest(bench: Bench, cell: str, contenders: Sequence[Contender]) -> Outcome
         if each.seconds is not None and lines[each.name].void is None and lines[each.name].missing is None
     }
     say(f"  {cell:28s} … timing {len(running)} in turns")
+    failed: dict[str, str] = {}
     timings = interleaved(
-        {name: each.seconds for name, each in running.items() if each.seconds is not None},
+        {name: partial(_lasting, each, failed) for name, each in running.items()},
         rounds=bench.rounds,
         least=bench.least,
         budget=bench.budget,
         warm_ups=bench.warm_ups,
     )
+    for name, fault in failed.items():
+        lines[name].missing = fault
+        del timings[name]
     for name, timing in timings.items():
         lines[name].time(timing)
         measure = running[name].peak
@@ -92,11 +102,27 @@ def _checked(cell: str, contender: Contender) -> Line:
         return line
     try:
         verdict = contender.check()
-    except (PeerError, RuntimeError, NotImplementedError) as error:
-        line.missing = f"failed: {str(error).splitlines()[0][:200] if str(error) else type(error).__name__}"
+    except FAILURES as error:
+        line.missing = _failure(error)
         return line
     line.errors, line.void = verdict.errors, verdict.fault
     return line
+
+
+def _lasting(contender: Contender, failed: dict[str, str]) -> float:
+    """One round; NaN for one that fails, then and in the rounds that follow."""
+    assert contender.seconds is not None
+    if contender.name in failed:
+        return math.nan
+    try:
+        return contender.seconds()
+    except FAILURES as error:
+        failed[contender.name] = _failure(error)
+        return math.nan
+
+
+def _failure(error: Exception) -> str:
+    return f"failed: {str(error).splitlines()[0][:200] if str(error) else type(error).__name__}"
 
 
 def describe(line: Line) -> str:

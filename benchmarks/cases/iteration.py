@@ -45,6 +45,8 @@ PEERS = {
     "rloo": "default generation; entropies are computed too",
     "grpo": "default generation; entropies are computed too; one step a rollout needs no old log-probs",
 }
+PATIENCE = 600.0
+"""Seconds after which a run is ended."""
 BFLOAT = ["engine=zero1", "engine.precision=bfloat16"]
 
 
@@ -226,6 +228,7 @@ class Run:
                 capture_output=True,
                 text=True,
                 check=False,
+                timeout=PATIENCE,
             )
             if done.returncode != 0:
                 raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr else "rlhf rl failed")

@@ -59,7 +59,11 @@ def sampling(bench: Bench) -> Iterator[Line]:
     cell = f"ZeRO-3 sampling {name}, 2×{rows} rows {width}+{new}"
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
         arguments = [name, *map(str, (rows, width, new, rounds))]
-        launch("benchmarks.ranks.gathered_sampling", arguments, ranks=2, folder=Path(folder))
+        try:
+            launch("benchmarks.ranks.gathered_sampling", arguments, ranks=2, folder=Path(folder))
+        except RuntimeError as error:
+            yield Line(cell=cell, contender="gathered once", missing=f"failed: {error}")
+            return
         found = json.loads((Path(folder) / gathered_sampling.FILE).read_text(encoding="utf-8"))
     timings = {way: Timing(seconds=seconds) for way, seconds in found["seconds"].items()}
     fault = f"{found['differing']:.1%} of greedy tokens differ" if found["differing"] > 0.02 else None

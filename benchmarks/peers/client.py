@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import tempfile
 from pathlib import Path
@@ -23,8 +24,11 @@ class PeerError(Exception):
 class PeerEnvironment:
     """Starts its process at the first question. Without the environment every peer is missing."""
 
-    def __init__(self, python: Path = PYTHON, *, device: str = "cpu", threads: int = 1) -> None:
+    def __init__(
+        self, python: Path = PYTHON, *, device: str = "cpu", threads: int = 1, patience: float = 900.0
+    ) -> None:
         self._python, self._device, self._threads = python, device, threads
+        self._patience = patience  # seconds of one answer
         self._process: subprocess.Popen[str] | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="benchmarks-")
         self._known: dict[str, str | None] = {}
@@ -34,14 +38,17 @@ class PeerEnvironment:
         if not self._python.exists():
             return "no environment of peers; bash benchmarks/peers.sh makes it"
         if name not in self._known:
-            self._known[name] = self.ask("find", name=name)["missing"]
+            try:
+                self._known[name] = self.ask("find", name=name)["missing"]
+            except PeerError as error:
+                self._known[name] = str(error)
         return self._known[name]
 
     def ask(self, question: str, **arguments: Any) -> dict[str, Any]:
         """One question, one answer.
 
         Raises:
-            PeerError: the peer raised, or its process ended.
+            PeerError: the peer raised, its process ended, or it took too long and was ended.
         """
         process = self._started()
         assert process.stdin is not None
@@ -49,6 +56,11 @@ class PeerEnvironment:
         try:
             process.stdin.write(json.dumps({"do": question, **arguments}) + "\n")
             process.stdin.flush()
+            ready, _, _ = select.select([process.stdout], [], [], self._patience)
+            if not ready:
+                process.kill()
+                self._process = None
+                raise PeerError(f"no answer to {question} in {self._patience:.0f} s")
             answer = process.stdout.readline()
         except BrokenPipeError:
             answer = ""

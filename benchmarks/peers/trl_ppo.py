@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+PATIENCE = 800.0
+"""Seconds after which a run is ended."""
 FOLDER = Path(sys.prefix).with_name("peers_ppo")
 """Made by benchmarks/peers.sh beside the peers' environment."""
 
@@ -39,6 +41,7 @@ def make() -> Callable[[dict[str, Any]], dict[str, torch.Tensor]]:
                 capture_output=True,
                 text=True,
                 check=False,
+                timeout=PATIENCE,
             )
             if done.returncode != 0:
                 raise RuntimeError((done.stderr.strip().splitlines() or ["TRL's PPO ended"])[-1])

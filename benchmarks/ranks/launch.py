@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[2]
+PATIENCE = 600.0
+"""Seconds after which a program is ended."""
 
 
 def launch(
@@ -31,6 +33,7 @@ def launch(
         capture_output=True,
         text=True,
         check=False,
+        timeout=PATIENCE,
     )
     if done.returncode != 0:
         raise RuntimeError((done.stderr.strip().splitlines() or [f"{module} failed"])[-1])

@@ -11,9 +11,7 @@ CASES = {name: {**CPU, **GPU}[name] for name in NAMES}
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_case_runs_and_ours_is_right(name: str, bench: Bench) -> None:
-    run = CASES[name].run
-    assert run is not None
-    lines = list(run(bench))
+    lines = list(CASES[name].run(bench))
     ours = [line for line in lines if line.contender.startswith("rlhf")]
     assert ours
     for line in ours:
@@ -26,8 +24,10 @@ def test_a_case_runs_and_ours_is_right(name: str, bench: Bench) -> None:
 @pytest.mark.parametrize("name", ["C7", "C10", "G9", "G10", "growth"])
 @pytest.mark.slow
 def test_a_case_of_whole_runs_gives_phases_or_steps(name: str, bench: Bench) -> None:
-    run = {**CPU, **GPU, **GROWTH}[name].run
-    assert run is not None
-    lines = [line for line in run(bench) if line.target is None and not line.contender.startswith("trl")]
+    lines = [
+        line
+        for line in {**CPU, **GPU, **GROWTH}[name].run(bench)
+        if line.target is None and not line.contender.startswith("trl")
+    ]
     assert lines
     assert all(line.seconds is not None for line in lines)

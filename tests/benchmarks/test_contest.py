@@ -43,6 +43,25 @@ def test_a_wrong_result_is_void_and_never_timed(bench: Bench) -> None:
     assert outcome.line("a").seconds == 1.0
 
 
+def test_what_raises_in_a_later_round_is_missing_and_the_others_go_on(bench: Bench) -> None:
+    left = [1.0]
+
+    def fails_once_more() -> float:
+        if not left:
+            raise RuntimeError("out of memory")
+        return left.pop()
+
+    contenders = [
+        Contender(name="a", seconds=fails_once_more, check=right),
+        Contender(name="b", seconds=lambda: 2.0, check=right),
+    ]
+    outcome = contest(bench, "cell", contenders)
+    assert outcome.line("a").missing == "failed: out of memory"
+    assert outcome.line("a").seconds is None
+    assert outcome.line("b").seconds == 2.0
+    assert outcome.ratio("a", "b") is None
+
+
 def test_what_raises_is_missing_with_its_first_line(bench: Bench) -> None:
     outcome = contest(bench, "cell", [Contender(name="a", seconds=never, check=raising)])
     assert outcome.line("a").missing == "failed: no kernel for this dtype"

@@ -19,10 +19,19 @@ def test_the_list_names_every_benchmark(capsys: pytest.CaptureFixture[str]) -> N
             assert case.title in printed
 
 
-def test_every_benchmark_runs_or_says_what_it_waits_for() -> None:
-    for cases in SUITES.values():
-        for case in cases.values():
-            assert (case.run is None) == (case.waits_for is not None)
+def test_no_benchmark_of_the_design_is_left_out() -> None:
+    assert set(SUITES["cpu"]) == {f"C{number}" for number in range(1, 13)}
+    assert set(SUITES["gpu"]) == {f"G{number}" for number in range(1, 13)} | {"G5b"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_gpu_suite_runs_on_a_cpu_where_it_is_quick(tmp_path: Path) -> None:
+    out = tmp_path / "quick.jsonl"
+    common = ["--quick", "--threads", "1", "--peers", str(tmp_path / "none")]
+    assert main(["run", "--suite", "gpu", "--only", "G11", "--out", str(out), *common]) == 0
+    lines = [json.loads(text) for text in out.read_text().splitlines()]
+    assert lines[0]["contender"] == "rlhf"
+    assert lines[0]["gpu"] is None
 
 
 def test_an_unknown_number_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,6 +34,14 @@ def test_a_peer_that_is_not_installed_is_missing_and_what_it_raises_is_an_error(
         peers.ask("no such question")
 
 
+def test_a_process_that_does_not_answer_is_ended(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexec sleep 60\n")
+    python.chmod(0o755)
+    environment = PeerEnvironment(python, patience=0.2)
+    assert environment.missing("trl chunked") == "no answer to find in 0 s"
+
+
 def test_a_process_that_ends_is_an_error(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nexit 3\n")
