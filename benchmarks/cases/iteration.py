@@ -1,8 +1,8 @@
 """C7, G9, G10: whole iterations of PPO, RLOO and GRPO by the command itself, against TRL's trainers.
 
 No response ends before its limit, so that both sides sample and train the same number of tokens; one
-optimiser step an iteration. Group methods are rewarded by a function of the text; PPO has a reward model and
-a critic.
+optimiser step an iteration. Prompts are as uneven as C6's rows. Group methods are rewarded by a function of
+the text; PPO has a reward model and a critic.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from benchmarks.cases.models import (
     Size,
     endless,
 )
-from benchmarks.cases.rows import FIRST
+from benchmarks.cases.rows import lognormal, random_rows
 from benchmarks.cases.tensor_contenders import there
 from benchmarks.cases.tokenizer import save_with_tokenizer
 from benchmarks.contest import Contender, Outcome, Verdict, contest
@@ -61,7 +61,7 @@ class Task:
     prompts: int
     samples: int
     width: int
-    """Tokens of a prompt."""
+    """Tokens of a prompt at most; lengths are lognormal."""
     new: int
     """Tokens of a response."""
     steps: int
@@ -78,7 +78,7 @@ class Task:
     @property
     def cell(self) -> str:
         """Its name in the table."""
-        sizes = f"{self.prompts}×{self.samples} {self.width}+{self.new}"
+        sizes = f"{self.prompts}×{self.samples} ≤{self.width}+{self.new}"
         return f"{self.algorithm} {self.size.name} {sizes}"
 
 
@@ -269,8 +269,8 @@ def prepare(task: Task, place: Path) -> None:
         scorer = replace(task.scorer, vocabulary=task.size.vocabulary)
         save_with_tokenizer(scorer.classifier(), scorer.vocabulary, place / "reward")
     generator = torch.Generator().manual_seed(0)
-    shape = (task.prompts * task.steps, task.width)
-    tokens = torch.randint(FIRST, task.size.vocabulary, shape, generator=generator)
-    rows: list[dict[str, Any]] = [{"prompt": " ".join(map(str, row))} for row in tokens.tolist()]
+    lengths = lognormal(task.prompts * task.steps, task.width, generator)
+    prompts = random_rows(lengths, task.size.vocabulary, generator)
+    rows: list[dict[str, Any]] = [{"prompt": " ".join(map(str, prompt))} for prompt in prompts]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (place / "prompts.jsonl").write_text(lines, encoding="utf-8")
