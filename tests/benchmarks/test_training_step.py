@@ -94,6 +94,11 @@ def test_everyone_passes_who_has_the_loss_and_the_tokens(bench: Bench) -> None:
     assert lines(bench, supervised()) == {"rlhf": None, "rlhf padded": None, "padded loop": None}
 
 
+def test_the_products_preference_loss_is_ours_in_plain_torch(bench: Bench) -> None:
+    found = lines(bench, PreferenceStep(size=TINY, pairs=pairs(), micro=2))
+    assert found == {"rlhf": None, "rlhf padded": None, "padded loop": None}
+
+
 def test_a_loss_that_is_a_thousandth_off_is_void(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_step, "truth", lambda step, device: 1.001 * truth(step, device))
     for fault in lines(bench, supervised()).values():
