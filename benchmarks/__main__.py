@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     growth.set_defaults(suite="growth", only=None)
     for measuring in (run, growth):
         measuring.add_argument("--quick", action="store_true", help="tiny shapes: shows that it runs")
-        measuring.add_argument("--seconds", type=float, default=20.0, help="of timing a cell (default 20)")
+        measuring.add_argument("--seconds", type=float, default=12.0, help="of timing a cell (default 12)")
         measuring.add_argument("--least", type=int, default=3, help="rounds, whatever they take (default 3)")
         measuring.add_argument("--threads", type=int, help="default: all cores")
         measuring.add_argument("--peers", type=Path, default=PYTHON, help="the peers' interpreter")
