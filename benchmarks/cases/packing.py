@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -15,7 +15,7 @@ from benchmarks.cases.tensor_contenders import Tensors, there
 from benchmarks.contest import Contender, Outcome, Verdict, contest
 from benchmarks.measure import timed
 from benchmarks.results import Line, at_least, at_most
-from rlhf.trainers.micro_batches import Cut, level
+from rlhf.trainers.micro_batches import Cut, dealt
 
 Groups = list[list[int]]
 
@@ -24,7 +24,7 @@ KARP = "verl karmarkar-karp"
 
 
 def run(bench: Bench) -> Iterator[Line]:
-    """4096 lognormal lengths; passes of 16384 tokens, then shares of eight ranks."""
+    """4096 lognormal lengths; passes of 16384 tokens, then the shares of all eight ranks."""
     rows, longest, limit = bench.size((ROWS, LONGEST, LIMIT), (64, 64, 256))
     lengths = lognormal(rows, longest, torch.Generator().manual_seed(0))
     sizes: list[int] = lengths.tolist()
@@ -38,10 +38,12 @@ def run(bench: Bench) -> Iterator[Line]:
     cell = f"{rows} rows, passes of {limit} tokens"
     yield from _compare(bench, cell, lengths, passes, count=count, limit=limit)
     shares = {
-        "rlhf": lambda: level(sizes, RANKS),
+        "rlhf": lambda: [dealt(sizes, rank, RANKS) for rank in range(RANKS)],
         "sequential": lambda: [list(part) for part in torch.arange(rows).chunk(RANKS)],
     }
-    yield from _compare(bench, f"{rows} rows over {RANKS} ranks", lengths, shares, count=RANKS, limit=None)
+    cell = f"{rows} rows over {RANKS} ranks, equally many on each"
+    each = {"rlhf": lambda: dealt(sizes, 0, RANKS)}  # every rank asks for its own, at the same time
+    yield from _compare(bench, cell, lengths, shares, count=RANKS, limit=None, timed_instead=each)
 
 
 def sequential(sizes: list[int], limit: int) -> Groups:
@@ -106,6 +108,7 @@ def _compare(
     *,
     count: int,
     limit: int | None,
+    timed_instead: Mapping[str, Callable[[], object]] | None = None,
 ) -> Iterator[Line]:
     found: dict[str, dict[str, float]] = {}
 
@@ -121,10 +124,14 @@ def _compare(
         return judge({"group": numbers(way(), len(lengths))}, name)
 
     contenders = [
-        Contender(name=name, check=partial(check, name, way), seconds=partial(timed, way, bench.device))
+        Contender(
+            name=name,
+            check=partial(check, name, way),
+            seconds=partial(timed, (timed_instead or {}).get(name, way), bench.device),
+        )
         for name, way in ways.items()
     ]
-    given = {"lengths": lengths, "count": count}
+    given = {"lengths": lengths, "count": count, "equal": limit is None}
     contenders.append(there(bench, KARP, given, {}, once=True, judge=partial(judge, name=KARP)))
     outcome = contest(
         replace(bench, budget=min(bench.budget, 10.0), least=min(bench.least, 2)), cell, contenders

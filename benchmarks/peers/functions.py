@@ -73,7 +73,7 @@ def verl_karmarkar_karp() -> Callable[[Tensors], Tensors]:
     from verl.utils.seqlen_balancing import karmarkar_karp
 
     def run(given: Tensors) -> Tensors:
-        groups = karmarkar_karp(given["lengths"].tolist(), given["count"], equal_size=False)
+        groups = karmarkar_karp(given["lengths"].tolist(), given["count"], given["equal"])
         found = torch.full_like(given["lengths"], -1)
         for number, rows in enumerate(groups):
             found[rows] = number
