@@ -1,7 +1,7 @@
-"""The C++ head of CPUs: compiled from its source when first wanted, then taken from a cache folder.
+"""The C++ of CPUs: compiled from its sources when first wanted, then taken from a cache folder.
 
-It needs a C++ compiler with OpenMP, and a build of torch and a CPU that have its small matrix products. Where
-anything is missing torch's own operations do the same, in twice the time for bfloat16.
+It needs a C++ compiler with OpenMP; the head also a build of torch and a CPU that have its small matrix
+products. Where anything is missing torch's own operations do the same, in more time.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("cpu_head.cpp")
+DECODE_SOURCE = Path(__file__).with_name("cpu_decode.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=fast")
 SECONDS = 300
 """A compiler that takes longer is given up."""
@@ -29,46 +30,56 @@ SECONDS = 300
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The functions of ``cpu_head.cpp``; None, and one line in the log, where they cannot be had."""
+    return _loaded(SOURCE, "head")
+
+
+@functools.cache
+def decode_library() -> ctypes.CDLL | None:
+    """The functions of ``cpu_decode.cpp``; None, and one line in the log, where they cannot be had."""
+    return _loaded(DECODE_SOURCE, "decoding")
+
+
+def _loaded(source: Path, what: str) -> ctypes.CDLL | None:
     try:
-        return ctypes.CDLL(str(_built()))
+        return ctypes.CDLL(str(_built(source)))
     except subprocess.CalledProcessError as error:
         reason = next((line for line in error.stderr.splitlines() if "error" in line), str(error))
     except (OSError, ImportError, RuntimeError, subprocess.TimeoutExpired) as error:
         reason = str(error).splitlines()[0]
-    log.warning("no compiled head on this CPU, torch's operations take its place: %s", reason)
+    log.warning("no compiled %s on this CPU, torch's operations take its place: %s", what, reason)
     return None
 
 
-def _built() -> Path:
+def _built(source: Path) -> Path:
     """The shared library, made by one process while others wait."""
     from torch.utils import cpp_extension  # slow to import
 
-    folder = Path(cpp_extension._get_build_directory("rlhf_cpu_head", False))
+    folder = Path(cpp_extension._get_build_directory(f"rlhf_{source.stem}", False))
     compiler = cpp_extension.get_cxx_compiler()
-    made = folder / f"{_fingerprint(compiler)}.so"
+    made = folder / f"{_fingerprint(source, compiler)}.so"
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # which a process that dies lets go
         if not made.exists():
-            _compile(compiler, [*cpp_extension.include_paths()], made)
+            _compile(source, compiler, [*cpp_extension.include_paths()], made)
     return made
 
 
-def _compile(compiler: str, include: list[str], made: Path) -> None:
+def _compile(source: Path, compiler: str, include: list[str], made: Path) -> None:
     libraries = Path(torch.__file__).parent / "lib"
     with tempfile.TemporaryDirectory(dir=made.parent) as folder:
         target = Path(folder) / made.name
-        command = [compiler, *FLAGS, str(SOURCE), "-o", str(target)]
+        command = [compiler, *FLAGS, str(source), "-o", str(target)]
         command += [word for path in include for word in ("-isystem", path)]
         command += [f"-L{libraries}", "-ltorch_cpu", "-lc10"]
-        log.info("compiling %s, once on this machine", SOURCE.name)
+        log.info("compiling %s, once on this machine", source.name)
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
         target.replace(made)  # whole or not at all
 
 
-def _fingerprint(compiler: str) -> str:
+def _fingerprint(source: Path, compiler: str) -> str:
     """Of all that the result depends on; a home folder may be shared by machines with other processors."""
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else [platform.processor()]
     features = sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
-    parts = [SOURCE.read_text(), *FLAGS, compiler, torch.__version__, platform.machine(), *features]
+    parts = [source.read_text(), *FLAGS, compiler, torch.__version__, platform.machine(), *features]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -1,14 +1,14 @@
 """Rows end to end, without padding: everything but attention sees one row of real tokens.
 
 The model is given (1, N) tokens whose positions start again at 0 with every row. Attention is ours: each row
-attends to itself alone. It replaces transformers' own "sdpa", which it still calls where rows are padded, as
-the sampler's are.
+attends to itself alone. It replaces transformers' own "sdpa", which it still calls where rows are padded. The
+sampler's rows are one token each and attend to a `rlhf.models.decode_cache.DecodeCache`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from rlhf.batch import position_ids
+
+if TYPE_CHECKING:
+    from rlhf.models.decode_cache import DecodeCache
 
 NAME = "packed_rows"
 KNOWN = {"full_attention", "sliding_attention"}
@@ -94,6 +97,7 @@ def attention(
     attention_mask: Tensor | None,
     *,
     packed_rows: PackedRows | None = None,
+    decode_cache: DecodeCache | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **others: Any,
@@ -106,7 +110,8 @@ def attention(
         key: (1, key heads, N, D).
         value: (1, key heads, N, D).
         attention_mask: None where rows are packed.
-        packed_rows: where rows end; None where they are padded.
+        packed_rows: where rows end; None where they are padded, or one token each.
+        decode_cache: takes the states of packed prompts; with one token a row, what it attends to.
         scaling: factor of the products.
         sliding_window: tokens that one attends to, itself included; None for all before it.
         others: of transformers, for padded rows.
@@ -114,6 +119,12 @@ def attention(
     Returns:
         (1, N, heads, D), and no weights.
     """
+    if decode_cache is not None and packed_rows is None:
+        return decode_cache.attend(
+            module.layer_idx, query, key, value, scaling=scaling, window=sliding_window
+        ), None
+    if decode_cache is not None:
+        decode_cache.store(module.layer_idx, key, value)
     if packed_rows is None:
         padded: tuple[Tensor, None] = sdpa_attention_forward(
             module,

@@ -1,4 +1,4 @@
-"""The decode loop: slow, obvious, and the oracle of every faster one."""
+"""From prompts to responses."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rlhf.batch import PromptBatch, Rollout, position_ids
+from rlhf.batch import PromptBatch, Rollout
 from rlhf.models.actor import Actor
+from rlhf.models.decode_cache import decodes, our_attention
+from rlhf.rollout.decode_loop import decode_loop, rows_within
 from rlhf.rollout.decoding import Decoding, Sampling
+from rlhf.rollout.padded_loop import padded_loop
+from rlhf.rollout.responses import Responses, Stops, StopStrings
 
 
 @dataclass(kw_only=True, slots=True)
 class Sampler:
-    """Samples responses with the modules that also score them, over a key-value cache."""
+    """Samples responses with the modules that also score them."""
 
     decoding: Decoding
     """How a token is chosen, and how many at most."""
@@ -24,6 +28,10 @@ class Sampler:
     """Tokens that end a response, one suffices."""
     pad_id: int
     """Fills a response after its end; may lie outside the vocabulary."""
+    stop: StopStrings | None = None
+    """Texts that end a response too."""
+    memory: int | None = None
+    """Bytes that caches and logits may take; more rows are decoded part by part. None sets no limit."""
 
     def __post_init__(self) -> None:
         if not self.end_ids or self.pad_id in self.end_ids:
@@ -65,45 +73,35 @@ class Sampler:
             ValueError: noise of another shape, a prompt without tokens, or no room in the context.
         """
         self._check(actor, prompts, noise)
+        out = Responses.empty(prompts.tokens, len(prompts), self.max_new_tokens, self.pad_id)
         with _evaluating(actor):
-            tokens, logprobs, mask, ended = self._decode(actor, prompts, noise)
+            self._fill(actor, prompts, noise, out)
+        length = int(out.mask.sum(1).max())
         return Rollout(
-            tokens=torch.cat([prompts.tokens, tokens], dim=1),
+            tokens=torch.cat([prompts.tokens, out.tokens[:, :length]], dim=1),
             prompt_mask=prompts.mask,
-            mask=mask,
-            ended=ended,
-            sampler_logprobs=logprobs,
+            mask=out.mask[:, :length],
+            ended=out.ended,
+            sampler_logprobs=out.logprobs[:, :length],
             index=prompts.index,
             group=prompts.group,
         )
 
-    def _decode(
-        self, actor: Actor, prompts: PromptBatch, noise: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        B, P = prompts.tokens.shape
-        T = self.max_new_tokens
-        tokens = prompts.tokens.new_full((B, T), self.pad_id)
-        mask = torch.zeros_like(tokens, dtype=torch.bool)
-        logprobs = torch.zeros_like(tokens, dtype=torch.float32)
-        alive = torch.ones_like(mask[:, 0])
-        seen = torch.cat(
-            [prompts.mask, torch.ones_like(mask)], dim=1
-        )  # (B, P+T); rows that ended run on, unread
-        ends = torch.as_tensor(list(self.end_ids), device=tokens.device)
-        position = prompts.mask.sum(1, keepdim=True)  # (B, 1) of the next token
-        prompt = prompts.tokens.masked_fill(~prompts.mask, 0)
-        logits, cache = actor.next_logits(prompt, prompts.mask, position_ids(prompts.mask))
-        for t in range(T):
-            drawn, drawn_logprobs = self.decoding.draw(logits, noise[:, t])
-            tokens[:, t] = torch.where(alive, drawn, self.pad_id)
-            logprobs[:, t] = torch.where(alive, drawn_logprobs, 0.0)
-            mask[:, t] = alive
-            alive = alive & ~torch.isin(drawn, ends)
-            if t + 1 == T or not alive.any():
-                break
-            logits, cache = actor.next_logits(drawn[:, None], seen[:, : P + t + 1], position + t, cache)
-        length = t + 1
-        return tokens[:, :length], logprobs[:, :length], mask[:, :length], ~alive
+    def _fill(self, actor: Actor, prompts: PromptBatch, noise: Tensor, out: Responses) -> None:
+        """Decode all rows, as many at a time as the memory allows."""
+        ends = torch.as_tensor(list(self.end_ids), device=noise.device)
+        stops = Stops(ends=ends, strings=self.stop)
+        if not decodes(actor.model):
+            padded_loop(actor, prompts, noise, out, decoding=self.decoding, stops=stops)
+            return
+        with our_attention(actor.model):
+            most = len(noise)
+            if self.memory is not None:
+                most = rows_within(actor, prompts, self.max_new_tokens, self.memory)
+            for first in range(0, len(noise), most):
+                part = slice(first, first + most)
+                own = prompts.rows(torch.arange(first, min(first + most, len(noise)), device=noise.device))
+                decode_loop(actor, own, noise[part], out.slice(part), decoding=self.decoding, stops=stops)
 
     def _check(self, actor: Actor, prompts: PromptBatch, noise: Tensor) -> None:
         expected = (len(prompts), self.max_new_tokens)

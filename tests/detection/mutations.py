@@ -160,8 +160,8 @@ MUTATIONS = (
         (
             Edit(
                 "rlhf.rollout.decoding",
-                "vocabulary_logprobs(logits, self.temperature)",
-                "vocabulary_logprobs(logits, 0.7 * self.temperature)",
+                "return drawn(logits, noise, temperature=self.temperature)",
+                "return drawn(logits, noise, temperature=0.7 * self.temperature)",
             ),
         ),
         (

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig
 
 from rlhf.batch import PromptBatch
 from rlhf.models.actor import Actor
@@ -13,9 +13,12 @@ from rlhf.models.actor import Actor
 
 @pytest.fixture
 def build() -> Callable[..., Actor]:
-    """A policy with random weights; the same ones every time."""
+    """A policy with random weights, the same ones every time.
 
-    def build(kind: str, *, vocabulary: int = 11, context: int = 40) -> Actor:
+    "grouped" queries share keys; "window" attends to four tokens.
+    """
+
+    def build(kind: str, *, vocabulary: int = 11, context: int = 40, packed: bool = False) -> Actor:
         shared: dict[str, Any] = {
             "vocab_size": vocabulary,
             "initializer_range": 0.3,
@@ -27,16 +30,19 @@ def build() -> Callable[..., Actor]:
             config: Any = GPT2Config(n_layer=2, n_embd=16, n_head=2, n_positions=context, **drops, **shared)
         else:
             sizes = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 24}
-            heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": context}
+            heads = {"num_attention_heads": 4, "max_position_embeddings": context, "head_dim": 4}
+            heads["num_key_value_heads"] = 4 if kind == "llama" else 2
             config = LlamaConfig(**sizes, **heads, **shared)
+            if kind == "window":
+                config = MistralConfig(sliding_window=4, **sizes, **heads, **shared)
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return Actor(AutoModelForCausalLM.from_config(config))
+            return Actor(AutoModelForCausalLM.from_config(config), packed=packed)
 
     return build
 
 
-@pytest.fixture(params=["gpt2", "llama"])
+@pytest.fixture(params=["gpt2", "llama", "grouped", "window"])
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 

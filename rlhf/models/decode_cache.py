@@ -1,0 +1,207 @@
+"""Keys and values of rows that are being decoded, in buffers made once, and the two forwards that use them.
+
+Row i's tokens stand in columns 0 … lengths[i] − 1 of every buffer, without padding before or between. The
+model gets no cache of transformers' own: a `DecodeCache` travels through it as a keyword to our attention
+(`rlhf.models.packing`), which stores and reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rlhf.batch import position_ids
+from rlhf.kernels.cpu_decode import decode_attention, has_attention
+from rlhf.models.packing import KNOWN, NAME, PackedRows
+
+
+@dataclass(kw_only=True, slots=True)
+class Placement:
+    """Which tokens of a packed prefill go where: each into all rows that share its prompt."""
+
+    source: Tensor
+    """(M,) int64 place among the packed tokens."""
+    row: Tensor
+    """(M,) int64."""
+    column: Tensor
+    """(M,) int64."""
+
+
+@dataclass(kw_only=True, slots=True)
+class DecodeCache:
+    """Keys and values of B rows, up to C tokens each."""
+
+    columns: int
+    """C, tokens that a row has room for."""
+    lengths: Tensor
+    """(B,) int64 tokens of each row in the cache."""
+    reach: int
+    """Columns that are in use at most; known without asking the device."""
+    placement: Placement | None = None
+    """During the prefill, where its tokens go."""
+    buffers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Of each layer: keys and values, (B, key heads, C, D) each."""
+
+    @property
+    def bytes(self) -> int:
+        """What the buffers take."""
+        return sum(part.nbytes for layer in self.buffers.values() for part in layer)
+
+    def store(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Take a layer's (1, key heads, N, D) states of packed prompts."""
+        assert self.placement is not None
+        if layer not in self.buffers:
+            shapes = ((len(self.lengths), part.shape[1], self.columns, part.shape[3]) for part in (key, value))
+            keys, values = (key.new_zeros(shape) for shape in shapes)
+            self.buffers[layer] = keys, values
+        for buffer, states in zip(self.buffers[layer], (key, value), strict=True):
+            found = states[0].transpose(0, 1)[self.placement.source]  # (M, key heads, D)
+            buffer.transpose(1, 2)[self.placement.row, self.placement.column] = found
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float | None,
+        window: int | None,
+    ) -> Tensor:
+        """Store one token a row, (B, key heads, 1, D), and attend from it: (B, 1, heads, D)."""
+        keys, values = self.buffers[layer]
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        if has_attention(query, keys, values):
+            states = (part.squeeze(2) for part in (query, key, value))
+            return decode_attention(
+                *states, keys, values, self.lengths, scale=scale, window=window
+            ).unsqueeze(1)
+        rows = torch.arange(len(keys), device=keys.device)
+        keys.transpose(1, 2)[rows, self.lengths] = key.squeeze(2)
+        values.transpose(1, 2)[rows, self.lengths] = value.squeeze(2)
+        found = F.scaled_dot_product_attention(
+            query,
+            keys[:, :, : self.reach],
+            values[:, :, : self.reach],
+            attn_mask=self._seen(window),
+            scale=scale,
+            enable_gqa=query.shape[1] != keys.shape[1],
+        )
+        return found.transpose(1, 2)
+
+    def _seen(self, window: int | None) -> Tensor:
+        """(B, 1, 1, reach) bool, what the token in column ``lengths`` attends to."""
+        column, last = torch.arange(self.reach, device=self.lengths.device), self.lengths.unsqueeze(1)
+        seen = column <= last
+        if window is not None:
+            seen &= column > last - window
+        return seen[:, None, None]
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but those of ``rows`` (int64), buffer by buffer."""
+        self.lengths = self.lengths[rows]
+        for layer in list(self.buffers):
+            keys, values = self.buffers.pop(layer)
+            keys = keys[rows]
+            values = values[rows]
+            self.buffers[layer] = keys, values
+
+
+def decodes(model: Any) -> bool:
+    """Whether our attention can stand in for all of a model's: else transformers' own cache has to serve."""
+    config = model.config
+    others = set(getattr(config, "layer_types", None) or ()) - KNOWN
+    shares = getattr(config, "num_kv_shared_layers", 0) or 0
+    return config._attn_implementation in ("sdpa", NAME) and not others and not shares
+
+
+@contextmanager
+def our_attention(model: Any) -> Iterator[None]:
+    """Inside the block the model's attention is that of `rlhf.models.packing`."""
+    given = model.config._attn_implementation
+    if given != NAME:
+        model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        if given != NAME:
+            model.set_attn_implementation(given)
+
+
+def prefilled(model: Any, tokens: Tensor, mask: Tensor, *, room: int) -> tuple[Tensor, DecodeCache]:
+    """Run the prompts, each run of equal ones once.
+
+    Args:
+        model: inside `our_attention`, in eval mode.
+        tokens: (B, P) int64, left-padded.
+        mask: (B, P) bool, True somewhere in every row.
+        room: tokens that each row will need after its prompt.
+
+    Returns:
+        (B, H) hidden states after the final norm at each prompt's last token, and the cache.
+    """
+    tokens = tokens.masked_fill(~mask, 0)
+    first = torch.ones_like(mask[:, 0])
+    first[1:] = (tokens[1:] != tokens[:-1]).any(1) | (mask[1:] != mask[:-1]).any(1)
+    prompt = first.long().cumsum(0) - 1  # (B,) which of the different prompts
+    tokens, mask = tokens[first], mask[first]
+    lengths = mask.sum(1)
+    bounds = F.pad(lengths.cumsum(0), (1, 0))
+    cache = DecodeCache(
+        columns=int(lengths.max()) + room,
+        lengths=lengths[prompt],
+        reach=int(lengths.max()),
+        placement=_placement(prompt, lengths, bounds),
+    )
+    output = model.base_model(
+        input_ids=tokens[mask].unsqueeze(0),
+        attention_mask=None,
+        position_ids=position_ids(mask)[mask].unsqueeze(0),
+        use_cache=False,
+        packed_rows=PackedRows(lengths=lengths.tolist(), bounds=bounds.to(torch.int32)),
+        decode_cache=cache,
+    )
+    cache.placement = None
+    return output.last_hidden_state[0, bounds[1:] - 1][prompt], cache
+
+
+def _placement(prompt: Tensor, lengths: Tensor, bounds: Tensor) -> Placement:
+    column = torch.arange(int(lengths.max()), device=prompt.device)
+    row, column = (column < lengths[prompt].unsqueeze(1)).nonzero(as_tuple=True)
+    return Placement(source=bounds[prompt][row] + column, row=row, column=column)
+
+
+def advanced(model: Any, tokens: Tensor, cache: DecodeCache, *, alive: Tensor) -> Tensor:
+    """Run one more token of each row.
+
+    Args:
+        model: inside `our_attention`, in eval mode.
+        tokens: (B,) int64.
+        cache: takes these tokens' states.
+        alive: (B,) bool; other rows stand still, what is found for them means nothing.
+
+    Returns:
+        (B, H) hidden states after the final norm.
+    """
+    cache.reach += 1
+    output = model.base_model(
+        input_ids=tokens.unsqueeze(1),
+        attention_mask=tokens.new_ones(1, 1, 1, 1, dtype=torch.bool),  # four dimensions: taken for a made mask
+        position_ids=cache.lengths.unsqueeze(1),
+        use_cache=False,
+        decode_cache=cache,
+    )
+    cache.lengths = cache.lengths + alive
+    return output.last_hidden_state[:, 0]
+
+
+def token_bytes(model: Any) -> int:
+    """What one token takes in the cache over all layers, seen by running one; inside `our_attention`."""
+    one = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
+    return prefilled(model, one, torch.ones_like(one, dtype=torch.bool), room=0)[1].bytes

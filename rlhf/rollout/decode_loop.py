@@ -1,0 +1,88 @@
+"""The decode loop over caches made once: prompts shared by their samples, rows that ended leave the batch.
+
+A row's tokens do not depend on what else is in the batch: its cache has no padding, its noise is its own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlhf.batch import PromptBatch
+from rlhf.models.actor import Actor
+from rlhf.models.decode_cache import advanced, prefilled, token_bytes
+from rlhf.rollout.decoding import Decoding
+from rlhf.rollout.responses import Responses, Stops
+
+KEPT = 0.8
+"""The batch is made smaller when no larger share of its rows is alive: copies stay few, and so do dead rows."""
+PATIENCE = 8
+"""Steps between two looks at which rows are alive, where a look makes the host wait for the device."""
+
+
+def decode_loop(
+    actor: Actor,
+    prompts: PromptBatch,
+    noise: Tensor,
+    out: Responses,
+    *,
+    decoding: Decoding,
+    stops: Stops,
+    kept: float = KEPT,
+) -> None:
+    """Fill ``out`` with a response to each prompt.
+
+    Args:
+        actor: in eval mode, its model inside `rlhf.models.decode_cache.our_attention`.
+        prompts: left-padded; equal ones that follow each other are run once.
+        noise: (B, T) float64, decides each token.
+        out: B rows of T tokens.
+        decoding: how a token is chosen.
+        stops: what ends a response.
+        kept: share of the rows, at most, that makes a smaller batch when it alone is alive; 0 keeps all.
+    """
+    T = noise.shape[1]
+    states, cache = prefilled(actor.model, prompts.tokens, prompts.mask, room=T)
+    rows = torch.arange(len(noise), device=noise.device)  # of ``out`` that are still in the batch
+    alive = torch.ones_like(out.ended)
+    patience = 1 if noise.device.type == "cpu" else PATIENCE
+    for t in range(T):
+        drawn = decoding.draw(actor.head.logits(states), noise[rows, t])
+        out.put(t, rows, drawn, alive)
+        alive = alive & ~stops(drawn.tokens, rows, t, out, alive)
+        out.ended[rows] = ~alive
+        if t + 1 == T:
+            break
+        tokens = drawn.tokens
+        if (t + 1) % patience == 0:
+            live = int(alive.sum())
+            if live == 0:
+                break
+            if live <= kept * len(rows):
+                still = alive.nonzero().squeeze(1)
+                rows, alive, tokens = rows[still], alive[still], tokens[still]
+                cache.keep(still)
+        states = advanced(actor.model, tokens, cache, alive=alive)
+
+
+def rows_within(actor: Actor, prompts: PromptBatch, length: int, memory: int) -> int:
+    """How many rows may be decoded at a time.
+
+    Args:
+        actor: in eval mode, its model inside `rlhf.models.decode_cache.our_attention`.
+        prompts: of which the longest counts.
+        length: T, tokens of a response at most.
+        memory: bytes for all caches and logits.
+
+    Raises:
+        ValueError: not even one.
+    """
+    row = row_bytes(actor, int(prompts.mask.sum(1).max()) + length)
+    if memory < row:
+        raise ValueError(f"one row's caches and logits take {row} bytes, and {memory} are given: give more")
+    return memory // row
+
+
+def row_bytes(actor: Actor, columns: int) -> int:
+    """What a row of ``columns`` tokens takes: its share of caches and float32 logits."""
+    return token_bytes(actor.model) * columns + 4 * actor.vocabulary

@@ -1,0 +1,85 @@
+"""Responses while they grow, and what ends one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf.batch import Rows
+from rlhf.kernels.drawing import Drawn
+from rlhf.rewards.texts import Decoder
+
+
+@dataclass(kw_only=True, slots=True)
+class Responses(Rows):
+    """Room for responses of T tokens at most, filled in place."""
+
+    tokens: Tensor  # (B, T) int64, PAD after a response's end
+    logprobs: Tensor  # (B, T) float32
+    mask: Tensor  # (B, T) bool
+    ended: Tensor  # (B,) bool
+
+    @staticmethod
+    def empty(like: Tensor, rows: int, length: int, pad: int) -> Responses:
+        """Nothing yet, on the device of ``like`` (int64)."""
+        tokens = like.new_full((rows, length), pad)
+        mask = torch.zeros_like(tokens, dtype=torch.bool)
+        logprobs = torch.zeros_like(tokens, dtype=torch.float32)
+        return Responses(tokens=tokens, logprobs=logprobs, mask=mask, ended=mask.new_zeros(rows))
+
+    def slice(self, rows: slice) -> Responses:
+        """Some of the rows, in the same memory."""
+        return Responses(
+            tokens=self.tokens[rows],
+            logprobs=self.logprobs[rows],
+            mask=self.mask[rows],
+            ended=self.ended[rows],
+        )
+
+    def put(self, t: int, rows: Tensor, drawn: Drawn, alive: Tensor) -> None:
+        """Token t of ``rows`` (n,), for those of them that are ``alive`` (n,)."""
+        self.tokens[rows, t] = torch.where(alive, drawn.tokens, self.tokens[rows, t])
+        self.logprobs[rows, t] = torch.where(alive, drawn.logprobs, 0.0)
+        self.mask[rows, t] = alive
+
+
+@dataclass(kw_only=True, slots=True)
+class StopStrings:
+    """Ends a response whose text holds one of the strings."""
+
+    strings: Sequence[str]
+    """What ends it; the response keeps it."""
+    tokenizer: Decoder
+    """Writes tokens as text."""
+
+    def __post_init__(self) -> None:
+        if not self.strings or not all(self.strings):
+            raise ValueError(f"StopStrings.strings must hold texts of a character, got {list(self.strings)}")
+
+    def __call__(self, tokens: list[int]) -> bool:
+        """Whether the last token completed a string."""
+        longest = max(len(string.encode()) for string in self.strings)  # a token writes a byte at least
+        text = self.tokenizer.decode(tokens[-longest - 1 :], skip_special_tokens=True)
+        return any(string in text for string in self.strings)
+
+
+@dataclass(kw_only=True, slots=True)
+class Stops:
+    """Everything that ends a response."""
+
+    ends: Tensor
+    """(E,) int64 end tokens."""
+    strings: StopStrings | None
+    """Needs the tokens on the host at every step."""
+
+    def __call__(self, drawn: Tensor, rows: Tensor, t: int, out: Responses, alive: Tensor) -> Tensor:
+        """(n,) bool, whether ``drawn`` (n,), token t of ``rows`` (n,), is the last one; read where ``alive``."""
+        ended = torch.isin(drawn, self.ends)
+        if self.strings is None:
+            return ended
+        texts = out.tokens[rows, : t + 1].tolist()
+        found = [live and self.strings(text) for text, live in zip(texts, alive.tolist(), strict=True)]
+        return ended | torch.tensor(found, device=ended.device)
