@@ -15,9 +15,7 @@ from rlhf.rollout.decoding import Decoding
 from rlhf.rollout.responses import Responses, Stops
 
 KEPT = 0.8
-"""The batch is made smaller when no larger share of its rows is alive: copies stay few, and so do dead rows."""
-PATIENCE = 8
-"""Steps between two looks at which rows are alive, where a look makes the host wait for the device."""
+"""Share of its rows that, when no more are alive, makes a smaller batch: few copies, and few dead rows."""
 
 
 def decode_loop(
@@ -28,7 +26,6 @@ def decode_loop(
     *,
     decoding: Decoding,
     stops: Stops,
-    kept: float = KEPT,
 ) -> None:
     """Fill ``out`` with a response to each prompt.
 
@@ -39,13 +36,12 @@ def decode_loop(
         out: B rows of T tokens.
         decoding: how a token is chosen.
         stops: what ends a response.
-        kept: share of the rows, at most, that makes a smaller batch when it alone is alive; 0 keeps all.
     """
     T = noise.shape[1]
     states, cache = prefilled(actor.model, prompts.tokens, prompts.mask, room=T)
     rows = torch.arange(len(noise), device=noise.device)  # of ``out`` that are still in the batch
     alive = torch.ones_like(out.ended)
-    patience = 1 if noise.device.type == "cpu" else PATIENCE
+    look = patience(noise.device)
     for t in range(T):
         drawn = decoding.draw(actor.head.logits(states), noise[rows, t])
         out.put(t, rows, drawn, alive)
@@ -54,15 +50,20 @@ def decode_loop(
         if t + 1 == T:
             break
         tokens = drawn.tokens
-        if (t + 1) % patience == 0:
+        if (t + 1) % look == 0:
             live = int(alive.sum())
             if live == 0:
                 break
-            if live <= kept * len(rows):
+            if live <= KEPT * len(rows):
                 still = alive.nonzero().squeeze(1)
                 rows, alive, tokens = rows[still], alive[still], tokens[still]
                 cache.keep(still)
         states = advanced(actor.model, tokens, cache, alive=alive)
+
+
+def patience(device: torch.device) -> int:
+    """Steps between two looks at which rows are alive: a look makes the host wait for an accelerator."""
+    return 1 if device.type == "cpu" else 8
 
 
 def rows_within(actor: Actor, prompts: PromptBatch, length: int, memory: int) -> int:

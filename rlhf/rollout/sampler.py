@@ -39,6 +39,8 @@ class Sampler:
             raise ValueError(
                 f"Sampler.end_ids must hold an end token and not PAD ({self.pad_id}), got {ends}"
             )
+        if self.memory is not None and self.memory < 1:
+            raise ValueError(f"Sampler.memory must be positive or None, got {self.memory}")
 
     @property
     def max_new_tokens(self) -> int:

@@ -1,0 +1,162 @@
+"""The decode loop against the slow one, and against itself in other company."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rlhf.batch import PromptBatch, Rollout
+from rlhf.kernels import drawing
+from rlhf.models import decode_cache
+from rlhf.models.actor import Actor
+from rlhf.models.decode_cache import our_attention, token_bytes
+from rlhf.rollout import decode_loop, sampler
+from rlhf.rollout.decode_loop import row_bytes, rows_within
+from rlhf.rollout.decoding import Decoding, Greedy, Sampling, Truncated
+from rlhf.rollout.sampler import Sampler
+
+PAD, T = 999, 14
+Build, Prompts, Noise = Callable[..., Actor], Callable[..., PromptBatch], Callable[..., torch.Tensor]
+ROWS = [[3, 4]] * 4 + [[5, 6, 7, 8, 9]] * 3 + [[10, 3, 2]] + [[3, 4]] * 3 + [[2]]
+B = len(ROWS)
+DECODINGS: dict[str, Decoding] = {
+    "sampling": Sampling(max_new_tokens=T, temperature=1.3),
+    "greedy": Greedy(max_new_tokens=T),
+    "truncated": Truncated(max_new_tokens=T, top_k=6, top_p=0.9, min_p=0.02),
+}
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    if request.param == "torch":
+        monkeypatch.setattr(decode_cache, "has_attention", lambda *_: False)
+        monkeypatch.setattr(drawing, "has_draw", lambda logits: False)
+    yield
+
+
+def sampling(decoding: Decoding | None = None, **changes: object) -> Sampler:
+    ours = Sampler(decoding=decoding or DECODINGS["sampling"], end_ids=(1, 7), pad_id=PAD)
+    return replace(ours, **changes)
+
+
+def same(found: Rollout, wanted: Rollout) -> None:
+    """All of it: tokens to the last one, log-probs but for rounding."""
+    for name in ("tokens", "prompt_mask", "mask", "ended", "index", "group"):
+        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
+    torch.testing.assert_close(found.sampler_logprobs, wanted.sampler_logprobs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(DECODINGS))
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_token_is_that_of_the_slow_loop(
+    build: Build,
+    kind: str,
+    prompts: Prompts,
+    noise: Noise,
+    kernel: None,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    packed: bool,
+) -> None:
+    actor, batch, ours = build(kind, packed=packed), prompts(*ROWS), sampling(DECODINGS[name])
+    found = ours.sample(actor, batch, noise(B, T))
+    monkeypatch.setattr(sampler, "decodes", lambda model: False)
+    same(found, ours.sample(actor, batch, noise(B, T)))
+    assert name == "greedy" or (found.ended.any() and len(set(found.lengths.tolist())) > 3)
+
+
+def test_logprobs_are_those_of_the_training_pass(build: Build, kind: str, prompts: Prompts, noise: Noise) -> None:
+    """A packed forward of the very model, at the temperature (numerics D10)."""
+    actor = build(kind, packed=True)
+    rollout = sampling().sample(actor, prompts(*ROWS), noise(B, T))
+    scored = actor(rollout.tokens, rollout.attention_mask, 5, 1.3).logprobs
+    torch.testing.assert_close(rollout.sampler_logprobs, scored, rtol=0, atol=1e-5)
+
+
+def rows_of(rollout: Rollout) -> list[tuple[list[int], bool]]:
+    """Each response's own tokens."""
+    return [
+        (tokens[mask].tolist(), bool(ended))
+        for tokens, mask, ended in zip(rollout.responses, rollout.mask, rollout.ended, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_row_is_the_same_in_any_company(build: Build, kind: str, prompts: Prompts, noise: Noise, seed: int) -> None:
+    """Subsets, other orders, wider padding: by brute force."""
+    actor, numbers = build(kind), noise(B, T)
+    alone = rows_of(sampling().sample(actor, prompts(*ROWS), numbers))
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(B, generator=generator)[: int(torch.randint(1, B + 1, (1,), generator=generator))]
+    batch = prompts(*ROWS, [4] * (7 + seed)).rows(index)  # the long one is left out, its columns stay
+    found = rows_of(sampling().sample(actor, batch, numbers[index]))
+    assert found == [alone[row] for row in index.tolist()]
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("patience", [1, 3, 100])
+def test_leaving_the_batch_changes_nothing(
+    build: Build,
+    kind: str,
+    prompts: Prompts,
+    noise: Noise,
+    monkeypatch: pytest.MonkeyPatch,
+    kept: float,
+    patience: int,
+) -> None:
+    actor, batch, numbers = build(kind), prompts(*ROWS), noise(B, T)
+    wanted = sampling().sample(actor, batch, numbers)
+    monkeypatch.setattr(decode_loop, "KEPT", kept)
+    monkeypatch.setattr(decode_loop, "patience", lambda device: patience)
+    same(sampling().sample(actor, batch, numbers), wanted)
+
+
+def test_rows_that_ended_leave_the_batch(build: Build, prompts: Prompts, noise: Noise) -> None:
+    actor, widths = build("llama"), []
+    actor.head.register_forward_pre_hook(lambda _, given: widths.append(len(given[0])))
+    rollout = sampling().sample(actor, prompts(*ROWS), noise(B, T))
+    living = [int((rollout.lengths > t).sum()) for t in range(T)]
+    assert widths[0] == B
+    assert all(live <= width <= live / 0.8 + 1 for live, width in zip(living, widths, strict=False) if live)
+    assert widths == sorted(widths, reverse=True)
+
+
+@pytest.mark.parametrize("most", [1, 5, 11, 12, 40])
+def test_a_batch_that_does_not_fit_is_decoded_in_parts(
+    build: Build, kind: str, prompts: Prompts, noise: Noise, most: int
+) -> None:
+    actor, batch = build(kind), prompts(*ROWS)
+    with our_attention(actor.model):
+        row = row_bytes(actor, 5 + T)
+        assert row == (5 + T) * token_bytes(actor.model) + 4 * 11
+        assert rows_within(actor, batch, T, most * row + row - 1) == most
+    wanted = sampling().sample(actor, batch, noise(B, T))
+    parts: list[int] = []
+    actor.head.register_forward_pre_hook(lambda _, given: parts.append(len(given[0])))
+    same(sampling(memory=most * row).sample(actor, batch, noise(B, T)), wanted)
+    assert max(parts) == min(most, B)
+
+
+def test_the_buffers_take_what_was_planned(
+    build: Build, kind: str, prompts: Prompts, noise: Noise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor, taken = build(kind), []
+    prefilled = decode_loop.prefilled
+
+    def watched(*given: object, **named: object) -> object:
+        states, cache = prefilled(*given, **named)  # type: ignore[arg-type]
+        taken.append(cache.bytes + 4 * actor.vocabulary * len(states))
+        return states, cache
+
+    monkeypatch.setattr(decode_loop, "prefilled", watched)
+    sampling().sample(actor, prompts(*ROWS), noise(B, T))
+    with our_attention(actor.model):
+        assert taken == [B * row_bytes(actor, 5 + T)]
+
+
+def test_too_little_memory_for_a_row_is_refused(build: Build, prompts: Prompts, noise: Noise) -> None:
+    with pytest.raises(ValueError, match=r"one row's caches and logits take \d+ bytes, and 100 are given"):
+        sampling(memory=100).sample(build("llama"), prompts(*ROWS), noise(B, T))
+    with pytest.raises(ValueError, match=r"Sampler\.memory must be positive or None, got 0"):
+        sampling(memory=0)
