@@ -34,7 +34,7 @@ from rlhf.rewards.math_expression import MathExpression
 from rlhf.rewards.reasoning_gym import ReasoningGym
 from rlhf.rewards.sources import NoReward, RewardFunction, RewardMixture, RewardModel, RewardSource
 from rlhf.rewards.verifiers import ExactMatch, Format, MathAnswer
-from rlhf.rollout.decoding import Decoding, Greedy, Sampling
+from rlhf.rollout.decoding import Decoding, Greedy, Sampling, Truncated
 from rlhf.trainers import schedules
 from rlhf.trainers.faults import NonFinite
 from rlhf.trainers.loop import Cadence
@@ -239,12 +239,17 @@ class RolloutConfig:
     """Responses to each prompt."""
     sampling: Sampling = field(default_factory=Sampling)
     """The distribution that responses are drawn from, and their length."""
+    memory_gib: float | None = None
+    """GiB that sampling may take on each rank for keys, values and logits; more rows are sampled part by part,
+    with the same tokens. null sets no limit."""
     exact_kl: bool = True
     """Report the KL over the whole vocabulary beside its estimate; costs two logit tensors."""
 
     def __post_init__(self) -> None:
-        """Refuse counts that are not positive."""
+        """Refuse counts and sizes that are not positive."""
         _expect_positive(self, "prompts", "samples")
+        if self.memory_gib is not None and self.memory_gib <= 0:
+            raise ValueError(f"RolloutConfig.memory_gib must be positive or null, got {self.memory_gib}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -359,6 +364,10 @@ class Generate(Offline):
     """Draw this many for each that is kept, the one with the highest score; 1 keeps all, without a reward."""
     decoding: Decoding
     """How tokens are chosen."""
+    stop: list[str] = field(default_factory=list)
+    """Texts that end a response, which keeps them; beside the model's end tokens."""
+    resume: bool = False
+    """Go on with the responses of runs/NAME: finished ones are kept, the settings have to be the same."""
 
     def __post_init__(self) -> None:
         """Refuse counts that are not positive, and a choice of the best without a reward."""
@@ -478,7 +487,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "instructions": Instructions,
         "none": NoReward,
     },
-    "decoding": {"sampling": Sampling, "greedy": Greedy},
+    "decoding": {"sampling": Sampling, "truncated": Truncated, "greedy": Greedy},
 }
 """Every component that a group chooses by name; ``conf/GROUP/`` adds presets of them."""
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from rlhf.batch import Rollout
 from rlhf.cli.application import Command, Place
 from rlhf.cli.pieces import claim_results, load_reward, sampler_for, single_process, tokenizer_of
+from rlhf.cli.resuming import expect_same_settings, keep_finished
 from rlhf.cli.room import longest
 from rlhf.config import Generate
 from rlhf.distributed.engine_config import Plain
@@ -27,12 +28,16 @@ from rlhf.seeding import generator
 def generate(config: Generate, place: Place) -> None:
     """Write ``responses.jsonl``: prompt, response, whether it ended by itself, and a score if wanted."""
     single_process(place, "rlhf generate")
-    claim_results(place, ("responses.jsonl",))
+    file = place.folder / "responses.jsonl"
+    if config.resume:
+        expect_same_settings(place, file)
+    else:
+        claim_results(place, (file.name,))
     tokenizer = tokenizer_of(config.model)
     actor = frozen(load_actor(config.model, tokenizer, generator=generator(0, "unused")))
     actor.to(place.runtime.device)
     prompts = config.prompts.load(tokenizer)
-    sampler = sampler_for(actor, tokenizer, config.decoding)
+    sampler = sampler_for(actor, tokenizer, config.decoding, stop=config.stop)
     text = longest(prompts, new_tokens=sampler.max_new_tokens)
     text.expect_room(actor)
     reward = None
@@ -47,11 +52,14 @@ def generate(config: Generate, place: Place) -> None:
         )
     texts = RolloutTexts(prompts, tokenizer)
     drawn = config.samples * config.best_of
+    at_once = max(config.micro_batch_size // drawn, 1)
+    done = keep_finished(file, prompts, config.samples) if config.resume else 0
     with (
-        (place.folder / "responses.jsonl").open("w", encoding="utf-8") as file,
-        progress(len(prompts) * drawn) as bar,
+        file.open("a", encoding="utf-8") as out,
+        progress(len(prompts) * drawn, done=done * drawn) as bar,
     ):
-        for index in torch.arange(len(prompts)).split(max(config.micro_batch_size // drawn, 1)):
+        for first in range(done, len(prompts), at_once):
+            index = torch.arange(first, min(first + at_once, len(prompts)))
             batch = prompts.batch(index, samples=drawn, groups=index)
             noise = row_noise(batch.group, sampler.max_new_tokens, config.seed, "generate")
             rollout = sampler.sample(actor, batch.to(place.runtime.device), noise.to(place.runtime.device))
@@ -61,9 +69,10 @@ def generate(config: Generate, place: Place) -> None:
                 rollout, scores = _best(rollout, scores, config.best_of)
             numbers = {} if scores is None else {"score": scores}
             for row in texts.samples(rollout, numbers, len(rollout)):
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
+            out.flush()
             bar.update(len(batch))
-    sys.stdout.write(f"{len(prompts) * config.samples} responses: {place.folder / 'responses.jsonl'}\n")
+    sys.stdout.write(f"{len(prompts) * config.samples} responses: {file}\n")
 
 
 def _best(rollout: Rollout, scores: Tensor, n: int) -> tuple[Rollout, Tensor]:

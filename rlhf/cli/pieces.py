@@ -31,6 +31,7 @@ from rlhf.rewards.reward import FunctionReward, ModelReward, Reward
 from rlhf.rewards.sources import RewardFunction, RewardMixture, RewardModel, RewardSource
 from rlhf.rewards.verifiers import Verifier
 from rlhf.rollout.decoding import Decoding
+from rlhf.rollout.responses import StopStrings
 from rlhf.rollout.sampler import Sampler
 from rlhf.run_folder import RunFolder
 from rlhf.seeding import generator
@@ -151,10 +152,22 @@ def float32_copy(actor: Actor) -> Actor:
     return plain.to(runtime.device())
 
 
-def sampler_for(actor: Actor, tokenizer: PreTrainedTokenizerBase, decoding: Decoding) -> Sampler:
-    """A sampler that stops at every end token of tokenizer and model."""
-    ends = end_ids(tokenizer, actor.model.generation_config.eos_token_id)
-    return Sampler(decoding=decoding, end_ids=ends, pad_id=int(tokenizer.pad_token_id))
+def sampler_for(
+    actor: Actor,
+    tokenizer: PreTrainedTokenizerBase,
+    decoding: Decoding,
+    *,
+    stop: Sequence[str] = (),
+    memory_gib: float | None = None,
+) -> Sampler:
+    """A sampler that stops at every end token of tokenizer and model, and at the texts of ``stop``."""
+    return Sampler(
+        decoding=decoding,
+        end_ids=end_ids(tokenizer, actor.model.generation_config.eos_token_id),
+        pad_id=int(tokenizer.pad_token_id),
+        stop=StopStrings(strings=stop, tokenizer=tokenizer) if stop else None,
+        memory=None if memory_gib is None else max(int(memory_gib * 2**30), 1),
+    )
 
 
 def claim_results(place: Place, files: Sequence[str]) -> None:

@@ -51,7 +51,7 @@ def train(config: RL, place: Place) -> None:
         gradient_checkpointing=config.actor.gradient_checkpointing,
         packed=config.packed,
     )
-    sampler = sampler_for(actor, tokenizer, config.rollout.sampling)
+    sampler = sampler_for(actor, tokenizer, config.rollout.sampling, memory_gib=config.rollout.memory_gib)
     text = longest(prompts.rows, None if test is None else test.rows, new_tokens=sampler.max_new_tokens)
     text.expect_room(actor)
     ranks = place.runtime.world_size

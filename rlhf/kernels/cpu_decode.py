@@ -16,12 +16,13 @@ class Attention(ctypes.Structure):
     """Kept the same as in ``cpu_decode.cpp``, which says what each is."""
 
     _fields_ = (
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("query", "key", "value", "keys", "values", "lengths", "out")
-        ),
+        *((name, ctypes.c_void_p) for name in ("query", "key", "value", "keys", "values", "lengths", "out")),
         *((name, ctypes.c_int64) for name in ("rows", "heads", "key_heads", "dim", "columns")),
-        *((f"{name}_{part}", ctypes.c_int64) for name in ("query", "key", "value") for part in ("row", "head")),
+        *(
+            (f"{name}_{part}", ctypes.c_int64)
+            for name in ("query", "key", "value")
+            for part in ("row", "head")
+        ),
         ("window", ctypes.c_int64),
         ("threads", ctypes.c_int64),
         ("scale", ctypes.c_float),

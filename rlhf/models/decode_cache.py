@@ -57,7 +57,9 @@ class DecodeCache:
         """Take a layer's (1, key heads, N, D) states of packed prompts."""
         assert self.placement is not None
         if layer not in self.buffers:
-            shapes = ((len(self.lengths), part.shape[1], self.columns, part.shape[3]) for part in (key, value))
+            shapes = (
+                (len(self.lengths), part.shape[1], self.columns, part.shape[3]) for part in (key, value)
+            )
             keys, values = (key.new_zeros(shape) for shape in shapes)
             self.buffers[layer] = keys, values
         for buffer, states in zip(self.buffers[layer], (key, value), strict=True):
@@ -78,9 +80,15 @@ class DecodeCache:
         keys, values = self.buffers[layer]
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         if has_attention(query, keys, values):
-            states = (part.squeeze(2) for part in (query, key, value))
             return decode_attention(
-                *states, keys, values, self.lengths, scale=scale, window=window
+                query.squeeze(2),
+                key.squeeze(2),
+                value.squeeze(2),
+                keys,
+                values,
+                self.lengths,
+                scale=scale,
+                window=window,
             ).unsqueeze(1)
         rows = torch.arange(len(keys), device=keys.device)
         keys.transpose(1, 2)[rows, self.lengths] = key.squeeze(2)
@@ -192,7 +200,9 @@ def advanced(model: Any, tokens: Tensor, cache: DecodeCache, *, alive: Tensor) -
     cache.reach += 1
     output = model.base_model(
         input_ids=tokens.unsqueeze(1),
-        attention_mask=tokens.new_ones(1, 1, 1, 1, dtype=torch.bool),  # four dimensions: taken for a made mask
+        attention_mask=tokens.new_ones(
+            1, 1, 1, 1, dtype=torch.bool
+        ),  # four dimensions: taken for a made mask
         position_ids=cache.lengths.unsqueeze(1),
         use_cache=False,
         decode_cache=cache,

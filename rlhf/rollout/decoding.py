@@ -111,7 +111,7 @@ class Greedy(Decoding):
     """The most likely token, for evaluation only: such responses say nothing about the policy's gradient."""
 
     def draw(self, logits: Tensor, noise: Tensor) -> Drawn:
-        """The first of the largest logits, with log-prob and entropy 0: nothing else could have been drawn."""
+        """The first of the largest logits, with log-prob and entropy 0: nothing else could be drawn."""
         nothing = torch.zeros_like(logits[:, 0])
         return Drawn(logits.argmax(1), nothing, nothing)
 

@@ -76,7 +76,7 @@ class Stops:
     """Needs the tokens on the host at every step."""
 
     def __call__(self, drawn: Tensor, rows: Tensor, t: int, out: Responses, alive: Tensor) -> Tensor:
-        """(n,) bool, whether ``drawn`` (n,), token t of ``rows`` (n,), is the last one; read where ``alive``."""
+        """(n,) bool, whether ``drawn`` (n,), token t of ``rows`` (n,), is the last; read where ``alive``."""
         ended = torch.isin(drawn, self.ends)
         if self.strings is None:
             return ended

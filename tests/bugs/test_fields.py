@@ -192,6 +192,7 @@ ELSEWHERE = {
     "micro_batch_size": "must not show: tests/invariance",
     "micro_batch_tokens": "must not show: tests/invariance",
     "packed": "must not show: tests/invariance",
+    "rollout.memory_gib": "must not show: tests/rollout/test_decode_loop.py, tests/cli/test_bad_inputs.py",
     "gradient_checkpointing": "must not show: tests/invariance",
     "actor.gradient_checkpointing": "must not show: tests/invariance",
     "critic.gradient_checkpointing": "must not show: tests/invariance",

@@ -52,3 +52,87 @@ def test_best_without_a_reward_is_refused(rlhf: Any, tmp_path: Path, arguments: 
     assert outcome.status == 1
     assert outcome.err == "rlhf generate: best_of=4 needs a reward to tell which is best, got reward=none\n"
     assert not (tmp_path / "runs" / "generate" / "responses.jsonl").exists()
+
+
+# Going on with what was begun
+
+
+@pytest.fixture
+def scored(arguments: list[str], workspace: Any) -> list[str]:
+    return [*arguments, "reward=model", f"reward.path={workspace.reward}", "samples=2", "best_of=2"]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 4, 5, 23, 24])
+@pytest.mark.parametrize("torn", [b"", b'{"prompt": "the fi'])
+def test_a_run_that_was_cut_goes_on_to_the_same_file(
+    rlhf: Any, tmp_path: Path, scored: list[str], kept: int, torn: bytes
+) -> None:
+    whole = responses(rlhf, tmp_path, "cut", *scored, "micro_batch_size=8")
+    file = tmp_path / "runs" / "cut" / "responses.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:kept]) + torn)
+    again = responses(rlhf, tmp_path, "cut", *scored, "micro_batch_size=12", "resume=true")
+    assert file.read_bytes().splitlines()[: kept // 2 * 2] == b"".join(lines).splitlines()[: kept // 2 * 2]
+    scores = [[row.pop("score") for row in rows] for rows in (again, whole)]
+    assert again == whole
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5)  # other batches, other rounding
+
+
+def test_nothing_to_go_on_with_is_refused(rlhf: Any, tmp_path: Path, arguments: list[str]) -> None:
+    outcome = rlhf("generate", "name=absent", *arguments, "resume=true")
+    assert outcome.status == 1
+    assert "resume=true, but " in outcome.err
+    assert "runs/absent holds no responses.jsonl to go on with\n" in outcome.err
+
+
+def test_a_file_is_not_gone_on_with_under_other_settings(
+    rlhf: Any, tmp_path: Path, arguments: list[str]
+) -> None:
+    responses(rlhf, tmp_path, "other", *arguments)
+    file = tmp_path / "runs" / "other" / "responses.jsonl"
+    before = file.read_bytes()
+    outcome = rlhf("generate", "name=other", *arguments, "resume=true", "seed=5")
+    assert outcome.status == 1
+    assert "was begun with other settings (seed: 0; now seed: 5): choose another name=…" in outcome.err
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ({"prompt": "another", "response": "", "ended": True}, "line 2 answers another prompt"),
+        (["the film"], "line 2 is no response of rlhf generate"),
+    ],
+)
+def test_lines_that_answer_no_prompt_are_refused(
+    rlhf: Any, tmp_path: Path, arguments: list[str], line: Any, complaint: str
+) -> None:
+    responses(rlhf, tmp_path, "strange", *arguments)
+    file = tmp_path / "runs" / "strange" / "responses.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    lines[1] = json.dumps(line)
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    outcome = rlhf("generate", "name=strange", *arguments, "resume=true")
+    assert outcome.status == 1
+    assert complaint in outcome.err
+    assert file.read_text(encoding="utf-8").splitlines() == lines
+
+
+# Where responses end, and what is cut off
+
+
+def test_a_stop_text_ends_the_response(rlhf: Any, tmp_path: Path, arguments: list[str]) -> None:
+    free = responses(rlhf, tmp_path, "free", *arguments, "samples=4")
+    letter = max("aeiou", key=lambda vowel: sum(vowel in row["response"] for row in free))
+    stopped = responses(rlhf, tmp_path, "stopped", *arguments, "samples=4", f"stop=[{letter}]")
+    for row, other in zip(stopped, free, strict=True):
+        assert other["response"].startswith(row["response"])
+        assert (letter in row["response"]) == (letter in other["response"])
+        assert row["ended"] == (other["ended"] or letter in other["response"])
+    assert sum(len(row["response"]) for row in stopped) < sum(len(row["response"]) for row in free)
+
+
+def test_one_token_left_is_the_greedy_one(rlhf: Any, tmp_path: Path, arguments: list[str]) -> None:
+    greedy = responses(rlhf, tmp_path, "one", *arguments, "decoding=greedy")
+    one = responses(rlhf, tmp_path, "cut", *arguments, "decoding=truncated", "decoding.top_k=1")
+    assert one == greedy

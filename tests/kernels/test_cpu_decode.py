@@ -37,7 +37,9 @@ def test_each_row_attends_to_its_own_tokens(
         assert torch.equal(values[row, :, length], value[row])
         first = 0 if window is None else max(0, length + 1 - window)
         for head in range(heads):
-            k, v = (part[row, head * key_heads // heads, first : length + 1].double() for part in (keys, values))
+            k, v = (
+                part[row, head * key_heads // heads, first : length + 1].double() for part in (keys, values)
+            )
             exact = (scale * k @ query[row, head].double()).softmax(0) @ v
             error = (found[row, head].double() - exact).abs().max()
             assert error < (1e-5 if dtype == torch.float32 else 2e-2)

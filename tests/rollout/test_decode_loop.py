@@ -1,6 +1,6 @@
 """The decode loop against the slow one, and against itself in other company."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -28,11 +28,10 @@ DECODINGS: dict[str, Decoding] = {
 
 
 @pytest.fixture(params=["compiled", "torch"])
-def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "torch":
         monkeypatch.setattr(decode_cache, "has_attention", lambda *_: False)
         monkeypatch.setattr(drawing, "has_draw", lambda logits: False)
-    yield
 
 
 def sampling(decoding: Decoding | None = None, **changes: object) -> Sampler:
@@ -50,6 +49,7 @@ def same(found: Rollout, wanted: Rollout) -> None:
 @pytest.mark.parametrize("name", list(DECODINGS))
 @pytest.mark.parametrize("packed", [False, True])
 def test_every_token_is_that_of_the_slow_loop(
+    *,
     build: Build,
     kind: str,
     prompts: Prompts,
@@ -66,7 +66,9 @@ def test_every_token_is_that_of_the_slow_loop(
     assert name == "greedy" or (found.ended.any() and len(set(found.lengths.tolist())) > 3)
 
 
-def test_logprobs_are_those_of_the_training_pass(build: Build, kind: str, prompts: Prompts, noise: Noise) -> None:
+def test_logprobs_are_those_of_the_training_pass(
+    build: Build, kind: str, prompts: Prompts, noise: Noise
+) -> None:
     """A packed forward of the very model, at the temperature (numerics D10)."""
     actor = build(kind, packed=True)
     rollout = sampling().sample(actor, prompts(*ROWS), noise(B, T))
@@ -83,7 +85,9 @@ def rows_of(rollout: Rollout) -> list[tuple[list[int], bool]]:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_row_is_the_same_in_any_company(build: Build, kind: str, prompts: Prompts, noise: Noise, seed: int) -> None:
+def test_a_row_is_the_same_in_any_company(
+    build: Build, kind: str, prompts: Prompts, noise: Noise, seed: int
+) -> None:
     """Subsets, other orders, wider padding: by brute force."""
     actor, numbers = build(kind), noise(B, T)
     alone = rows_of(sampling().sample(actor, prompts(*ROWS), numbers))
@@ -97,6 +101,7 @@ def test_a_row_is_the_same_in_any_company(build: Build, kind: str, prompts: Prom
 @pytest.mark.parametrize("kept", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("patience", [1, 3, 100])
 def test_leaving_the_batch_changes_nothing(
+    *,
     build: Build,
     kind: str,
     prompts: Prompts,
