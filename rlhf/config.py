@@ -240,8 +240,8 @@ class RolloutConfig:
     sampling: Sampling = field(default_factory=Sampling)
     """The distribution that responses are drawn from, and their length."""
     memory_gib: float | None = None
-    """GiB that sampling may take on each rank for keys, values and logits; rows that need more are sampled part
-    by part, with the same tokens. null sets no limit."""
+    """GiB that sampling may take on each rank for keys, values and logits; more is sampled in parts,
+    with the same tokens. null sets no limit."""
     exact_kl: bool = True
     """Report the KL over the whole vocabulary beside its estimate; costs two logit tensors."""
 

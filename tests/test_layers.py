@@ -21,7 +21,7 @@ LAYERS = {
     "kernels": {"ops"},
     "models": {"batch", "ops", "kernels"},
     "rewards": {"batch", "data", "models"},
-    "rollout": {"batch", "ops", "models", "rewards", "seeding"},
+    "rollout": {"batch", "kernels", "models", "rewards", "seeding"},
     "trainers": {*LEAVES, "algorithms", "data", "models", "rewards", "rollout"},
     "evaluation": {*LEAVES, "data", "models", "rewards", "rollout"},
     "config": {"algorithms", "data", "distributed", "models", "rewards", "rollout", "trainers"},

@@ -28,7 +28,7 @@ def drawn(logits: Tensor, noise: Tensor, *, temperature: float, floors: Tensor |
 
     Args:
         logits: (B, V) float32.
-        noise: (B,) float64, uniform in [0, 1); the token is the first whose cumulative probability exceeds it.
+        noise: (B,) float64, uniform in [0, 1); the first token whose cumulative probability exceeds it.
         temperature: positive.
         floors: (B,) float32; None draws from all.
     """
