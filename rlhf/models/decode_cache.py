@@ -185,14 +185,13 @@ def _placement(prompt: Tensor, lengths: Tensor, bounds: Tensor) -> Placement:
     return Placement(source=bounds[prompt][row] + column, row=row, column=column)
 
 
-def advanced(model: Any, tokens: Tensor, cache: DecodeCache, *, alive: Tensor) -> Tensor:
+def advanced(model: Any, tokens: Tensor, cache: DecodeCache) -> Tensor:
     """Run one more token of each row.
 
     Args:
         model: inside `our_attention`, in eval mode.
         tokens: (B,) int64.
         cache: takes these tokens' states.
-        alive: (B,) bool; other rows stand still, what is found for them means nothing.
 
     Returns:
         (B, H) hidden states after the final norm.
@@ -207,7 +206,7 @@ def advanced(model: Any, tokens: Tensor, cache: DecodeCache, *, alive: Tensor) -
         use_cache=False,
         decode_cache=cache,
     )
-    cache.lengths = cache.lengths + alive
+    cache.lengths = cache.lengths + 1
     return output.last_hidden_state[:, 0]
 
 

@@ -58,7 +58,7 @@ def decode_loop(
                 still = alive.nonzero().squeeze(1)
                 rows, alive, tokens = rows[still], alive[still], tokens[still]
                 cache.keep(still)
-        states = advanced(actor.model, tokens, cache, alive=alive)
+        states = advanced(actor.model, tokens, cache)  # rows that ended run on, unread
 
 
 def patience(device: torch.device) -> int:

@@ -60,10 +60,9 @@ def padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 @torch.no_grad()
 def test_states_are_those_of_a_forward_over_the_whole_row(model: Any, kernel: None) -> None:
     tokens, mask = padded(PROMPTS)
-    alive = torch.ones(len(PROMPTS), dtype=torch.bool)
     with our_attention(model):
         states, cache = prefilled(model, tokens, mask, room=4)
-        found = [states] + [advanced(model, LATER[:, t], cache, alive=alive) for t in range(4)]
+        found = [states] + [advanced(model, LATER[:, t], cache) for t in range(4)]
     whole = torch.cat([tokens, LATER], 1)
     wanted = backbone(model, whole, torch.cat([mask, torch.ones_like(LATER, dtype=torch.bool)], 1))
     torch.testing.assert_close(torch.stack(found, 1), wanted[:, -5:], rtol=0, atol=2e-5)
@@ -72,16 +71,15 @@ def test_states_are_those_of_a_forward_over_the_whole_row(model: Any, kernel: No
 @torch.no_grad()
 def test_rows_that_stay_go_on_as_if_nothing_had_happened(model: Any, kernel: None) -> None:
     tokens, mask = padded(PROMPTS)
-    alive, still = torch.tensor([True, False, True, False, True, True]), torch.tensor([0, 2, 4, 5])
+    still = torch.tensor([0, 2, 4, 5])
     with our_attention(model):
         _, cache = prefilled(model, tokens, mask, room=4)
         _, other = prefilled(model, tokens, mask, room=4)
         for t in range(4):
-            wanted = advanced(model, LATER[:, t], cache, alive=torch.ones_like(alive))[still]
+            wanted = advanced(model, LATER[:, t], cache)[still]
             if t == 2:
                 other.keep(still)
-            drawn, lives = (LATER[:, t], alive) if t < 2 else (LATER[still, t], alive[still])
-            found = advanced(model, drawn, other, alive=lives)
+            found = advanced(model, LATER[:, t] if t < 2 else LATER[still, t], other)
             torch.testing.assert_close(found if t >= 2 else found[still], wanted, rtol=0, atol=1e-5)
     assert other.bytes * 6 == cache.bytes * 4
 
@@ -95,6 +93,14 @@ def test_equal_prompts_that_follow_each_other_run_once(model: Any) -> None:
     with our_attention(model):
         prefilled(model, *padded(PROMPTS), room=1)
     assert seen == [2 + 5 + 2 + 3]
+
+
+@torch.no_grad()
+def test_token_0_is_no_padding(model: Any) -> None:
+    with our_attention(model):
+        states, cache = prefilled(model, *padded([[3, 4], [0, 3, 4], [0, 0, 3, 4]]), room=1)
+    assert cache.lengths.tolist() == [2, 3, 4]
+    assert not torch.allclose(states[0], states[1], atol=1e-3)
 
 
 @torch.no_grad()
