@@ -203,6 +203,7 @@ FIXED = {
     ("algorithms/policy_losses.py", 1.5): "the adaptive penalty's band (Schulman et al. 2017, section 4)",
     ("algorithms/preference_losses.py", 0.5): "labels that are wrong half of the time say nothing",
     ("ops/kl.py", 0.5): "the half of k2",
+    ("rollout/decode_loop.py", 0.8): "when copying live rows pays; no token depends on it",
     ("ops/preference_losses.py", 1e-6): "log(1 - p) is finite where float32 cannot tell p from 1",
     ("ops/value_losses.py", 0.5): "the half of a squared error",
     ("ops/masking.py", 1e-8): "keeps whitening finite where every value is the same",
