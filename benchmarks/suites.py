@@ -32,6 +32,7 @@ CPU = {
     "C5": Case(title="sampled tokens a second", run=rollout.run),
     "C6": Case(title="a step of each stage, rows of uneven lengths", run=steps.run),
     "C7": Case(title="iterations of PPO, RLOO and GRPO, with phases", run=iteration.run),
+    "C7e": Case(title="the same, no response ends early", run=iteration.run_even),
     "C8": Case(title="GAE, whitening, baselines of groups", run=advantages.run),
     "C9": Case(title="rows into forward passes and over ranks", run=packing.run),
     "C10": Case(title="what DeepSpeed shards, on two ranks", run=zero.run),

@@ -1,21 +1,22 @@
 """C7, G9, G10: whole iterations of PPO, RLOO and GRPO by the command itself, against TRL's trainers.
 
-No response ends before its limit, so that both sides sample and train the same number of tokens; one
-optimiser step an iteration. Prompts are as uneven as C6's rows. Group methods are rewarded by a function of
-the text; PPO has a reward model and a critic.
+Both sides sample and train the same number of tokens: how long a response gets is in its prompt (C7), or
+none ends before the limit (C7e, G9, G10). One optimiser step an iteration. Prompts are as uneven as C6's
+rows, and so are C7's responses. Group methods are rewarded by a function of the text; PPO has a reward model
+and a critic.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from benchmarks.bench import Bench
-from benchmarks.cases.models import BILLION, HALF_BILLION, OPT, OPT_SMALL, SMALL, SMOL, TINY, TWO
+from benchmarks.cases.models import BILLION, HALF_BILLION, OPT, OPT_SMALL, SMALL, SMOL, TINY, TWO, Size
 from benchmarks.cases.online_run import Run, Task, prepare
 from benchmarks.cases.tensor_contenders import there
 from benchmarks.contest import Outcome, contest
@@ -30,11 +31,24 @@ PEERS = {
 
 
 def run(bench: Bench) -> Iterator[Line]:
-    """C7: three algorithms in three shapes."""
-    shapes = bench.size(
-        [(TWO, 16, 4, 64, 64, 4), (SMALL, 8, 4, 64, 64, 3), (SMOL, 2, 4, 32, 32, 3)], [(TINY, 2, 2, 8, 8, 2)]
-    )
-    for size, prompts, samples, width, new, steps in shapes:
+    """C7: three algorithms in three shapes, responses of uneven lengths."""
+    shapes = [(TWO, 16, 4, 64, 64, 4), (SMALL, 16, 4, 64, 64, 3), (SMOL, 8, 4, 32, 32, 2)]
+    yield from _cells(bench, shapes, uneven=True)
+
+
+def run_even(bench: Bench) -> Iterator[Line]:
+    """C7e: the same, responses as long as they may be."""
+    shapes = [(TWO, 16, 4, 64, 64, 4), (SMALL, 8, 4, 64, 64, 3), (SMOL, 2, 4, 32, 32, 3)]
+    yield from _cells(bench, shapes, uneven=False)
+
+
+Shape = tuple[Size, int, int, int, int, int]
+"""Size, prompts, samples, tokens of a prompt and of a response at most, iterations."""
+
+
+def _cells(bench: Bench, shapes: Sequence[Shape], *, uneven: bool) -> Iterator[Line]:
+    quick: Sequence[Shape] = [(TINY, 2, 2, 8, 8, 2)]
+    for size, prompts, samples, width, new, steps in bench.size(shapes, quick):
         for algorithm in ALGORITHMS:
             task = Task(
                 algorithm=algorithm,
@@ -46,6 +60,7 @@ def run(bench: Bench) -> Iterator[Line]:
                 new=new,
                 steps=steps,
                 micro=prompts * samples,
+                uneven=uneven,
             )
             few = replace(bench, rounds=1 if size is SMOL else 2, least=1, warm_ups=0)
             yield from _wanted(_compare(few, task), task, 2.0)
@@ -104,12 +119,13 @@ def _compare(bench: Bench, task: Task) -> Outcome:
             "rows": task.rows,
             "samples": task.samples,
             "new": task.new,
+            "length": task.length,
             "steps": task.steps,
             "micro": task.micro,
             "bf16": task.precision == "bfloat16",
         }
         name = f"trl {task.algorithm}"
-        right = {"length": torch.tensor([float(task.new)])}
+        right = {"length": torch.tensor([task.length])}
         theirs = there(bench, name, given, right, note=PEERS[task.algorithm], once=True)
         outcome = contest(bench, task.cell, [ours.contender(), theirs])
         outcome.line("rlhf").values |= ours.phases

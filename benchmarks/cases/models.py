@@ -109,6 +109,44 @@ def endless(model: Any) -> Any:
     return model
 
 
+def tokens_left(vocabulary: int, longest: int) -> torch.Tensor:
+    """(V,) how many tokens follow each one in a `countdown`: 1 … longest; 0 END; −1 padding, unknown."""
+    numbers = 1 + (torch.arange(vocabulary) - FIRST) % longest
+    numbers[:FIRST] = torch.tensor([-1, 0, -1])
+    return numbers
+
+
+def countdown(model: Any, longest: int) -> Any:
+    """The model with a response of as many tokens as the last token of its prompt says (`tokens_left`).
+
+    The first coordinates of an embedding hold a code of its token's number. They outweigh what the layers
+    add, and in a head of its own, of the same size, each token has the code of the next larger number: after
+    a token only those can be drawn that are one nearer to the end.
+    """
+    codes, embeddings = _codes(longest + 2), model.get_input_embeddings().weight
+    numbers = tokens_left(len(embeddings), longest)
+    head = embeddings.detach().clone()
+    with torch.no_grad():
+        embeddings[:, :WIDTH] = 20.0 * codes[numbers.clamp(min=0)] * (numbers >= 0).unsqueeze(1)
+        head[:, :WIDTH] = 1.5 * codes[numbers + 1] * (numbers >= 0).unsqueeze(1)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(head)
+    return model
+
+
+def _codes(count: int) -> torch.Tensor:
+    """(count, WIDTH) of ±1, no two of which agree in many more places than they differ."""
+    generator = torch.Generator().manual_seed(0)
+    found = torch.empty(0, WIDTH)
+    while len(found) < count:
+        drawn = torch.randint(0, 2, (1, WIDTH), generator=generator).mul(2.0).sub(1.0)
+        if bool(((found @ drawn.T).abs() <= WIDTH * 3 / 8).all()):
+            found = torch.cat([found, drawn])
+    return found
+
+
+WIDTH = 32
+"""Coordinates of a code."""
 TINY = Size(layers=2, hidden=32, vocabulary=211, heads=2)
 TWO = Size(layers=2, hidden=64, vocabulary=512, heads=2)
 SMALL = Size(layers=4, hidden=256, vocabulary=8192)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases.models import Size, endless
+from benchmarks.cases.models import Size, countdown, endless, tokens_left
 from benchmarks.cases.rows import lognormal, random_rows
 from benchmarks.cases.tokenizer import save_with_tokenizer
 from benchmarks.contest import Contender, Verdict
@@ -44,6 +44,22 @@ class Task:
     micro: int
     """Rows of a forward and backward pass."""
     precision: str = "float32"
+    uneven: bool = False
+    """Responses end at lognormal lengths, in each iteration the same ones; else at the limit."""
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """(prompts,) tokens of the responses to each prompt."""
+        if not self.uneven:
+            return torch.full((self.prompts,), self.new)
+        generator = torch.Generator().manual_seed(1)
+        drawn = lognormal(self.prompts, self.new, generator)
+        return drawn[torch.randperm(self.prompts, generator=generator)]
+
+    @property
+    def length(self) -> float:
+        """Mean tokens of a response."""
+        return float(self.lengths.double().mean())
 
     @property
     def rows(self) -> int:
@@ -53,7 +69,7 @@ class Task:
     @property
     def cell(self) -> str:
         """Its name in the table."""
-        sizes = f"{self.prompts}×{self.samples} ≤{self.width}+{self.new}"
+        sizes = f"{self.prompts}×{self.samples} ≤{self.width}+{'≤' * self.uneven}{self.new}"
         return f"{self.algorithm} {self.size.name} {sizes}"
 
 
@@ -81,11 +97,11 @@ class Run:
     def _check(self) -> Verdict:
         self.checked = self._metrics()
         gap = max(row["ledger/logprob_gap_max"] for row in self.checked)
-        length = min(row["rollout/length"] for row in self.checked)
+        wrong = [row["rollout/length"] for row in self.checked if row["rollout/length"] != self.task.length]
         allowed = 1e-3 if self.task.precision == "float32" else 0.5
         fault = f"log-probs off by {gap:.2g}" if not gap < allowed else None
-        if length != self.task.new:
-            fault = f"responses of {length:.3g} tokens, expected {self.task.new}"
+        if wrong:
+            fault = f"responses of {wrong[0]:.5g} tokens, expected {self.task.length:.5g}"
         return Verdict(errors={"logprobs": gap}, fault=fault)
 
     def _seconds(self) -> float:
@@ -144,13 +160,24 @@ class Run:
 
 def prepare(task: Task, place: Path) -> None:
     """Policy, reward model and prompts, as files."""
-    save_with_tokenizer(endless(task.size.causal_lm()), task.size.vocabulary, place / "model")
+    model = task.size.causal_lm()
+    model = countdown(model, task.new) if task.uneven else endless(model)
+    save_with_tokenizer(model, task.size.vocabulary, place / "model")
     if task.algorithm == "ppo":
         scorer = replace(task.scorer, vocabulary=task.size.vocabulary)
         save_with_tokenizer(scorer.classifier(), scorer.vocabulary, place / "reward")
-    generator = torch.Generator().manual_seed(0)
-    lengths = lognormal(task.prompts * task.steps, task.width, generator)
-    prompts = random_rows(lengths, task.size.vocabulary, generator)
-    rows: list[dict[str, Any]] = [{"prompt": " ".join(map(str, prompt))} for prompt in prompts]
+    rows: list[dict[str, Any]] = [{"prompt": " ".join(map(str, prompt))} for prompt in prompts_of(task)]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (place / "prompts.jsonl").write_text(lines, encoding="utf-8")
+
+
+def prompts_of(task: Task) -> list[list[int]]:
+    """The prompts of an iteration, and so of each one where responses are uneven; else of all."""
+    generator = torch.Generator().manual_seed(0)
+    count = task.prompts if task.uneven else task.prompts * task.steps
+    prompts = random_rows(lognormal(count, task.width, generator), task.size.vocabulary, generator)
+    if task.uneven:
+        numbers = tokens_left(task.size.vocabulary, task.new)
+        for prompt, length in zip(prompts, task.lengths, strict=True):
+            prompt[-1] = int((numbers == length).nonzero()[0])
+    return prompts

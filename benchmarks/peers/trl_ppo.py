@@ -80,6 +80,7 @@ def train(given: dict[str, Any], folder: str) -> dict[str, torch.Tensor]:
             num_mini_batches=1,
             total_episodes=given["rows"] * given["steps"],
             response_length=given["new"],
+            stop_token="eos",
             temperature=1.0,
             num_sample_generations=0,
             learning_rate=1e-6,
@@ -102,7 +103,7 @@ def train(given: dict[str, Any], folder: str) -> dict[str, torch.Tensor]:
     )
     trainer.train()
     return {
-        "length": torch.tensor([float(given["new"])]),
+        "length": torch.tensor([given["length"]]),
         "seconds": torch.tensor(clock.seconds).median(),
     }
 
