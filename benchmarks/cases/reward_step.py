@@ -25,7 +25,7 @@ from rlhf.trainers.optimizers import AdamW
 from rlhf.trainers.reward_model import RewardModelTrainer
 from rlhf.trainers.schedules import Constant
 
-SHAPES = [(TWO, 16, 384, 4), (SMALL, 8, 384, 2), (SMOL, 4, 128, 2)]
+SHAPES = [(TWO, 32, 384, 16), (SMALL, 16, 256, 16), (SMOL, 16, 64, 16)]
 """Size, pairs, longest, and pairs of a forward pass."""
 
 

@@ -26,7 +26,7 @@ from rlhf.trainers.optimizers import AdamW
 from rlhf.trainers.schedules import Constant
 from rlhf.trainers.supervised import SupervisedTrainer
 
-SHAPES = [(TWO, 32, 384, 8), (SMALL, 16, 384, 4), (SMOL, 8, 128, 4)]
+SHAPES = [(TWO, 64, 384, 32), (SMALL, 32, 256, 32), (SMOL, 32, 64, 32)]
 """Size, rows, longest, and rows of a forward pass."""
 
 
