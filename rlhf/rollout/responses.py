@@ -42,7 +42,7 @@ class Responses(Rows):
     def put(self, t: int, rows: Tensor, drawn: Drawn, alive: Tensor) -> None:
         """Token t of ``rows`` (n,), for those of them that are ``alive`` (n,)."""
         self.tokens[rows, t] = torch.where(alive, drawn.tokens, self.tokens[rows, t])
-        self.logprobs[rows, t] = torch.where(alive, drawn.logprobs, 0.0)
+        self.logprobs[rows, t] = torch.where(alive, drawn.logprobs, 0.0).float()
         self.mask[rows, t] = alive
 
 

@@ -362,9 +362,9 @@ MUTATIONS = (
         "the end token left out of the mask",
         (
             Edit(
-                "rlhf.rollout.sampler",
-                "mask[:, t] = alive",
-                "mask[:, t] = alive & ~torch.isin(drawn, ends)",
+                "rlhf.rollout.decode_loop",
+                "out.ended[rows] = ~alive",
+                "out.ended[rows], out.mask[rows, t] = ~alive, alive",
             ),
         ),
         (SAMPLER_TESTS + "test_the_mask_reaches_the_first_end_token_and_pad_follows",),
