@@ -56,8 +56,8 @@ def train(config: Preference, place: Place) -> None:
 
 def _feedback(config: Preference, data: FeedbackData, tokenizer: PreTrainedTokenizerBase) -> Feedback:
     """The rows under the loss: pairs, or labelled responses."""
-    rows = data.load(tokenizer, pairs=type(config.loss).reads_pairs)
-    return feedback_of(rows, config.loss, config.sft_coef)
+    load = data.load_pairs if type(config.loss).reads_pairs else data.load_labelled
+    return feedback_of(load(tokenizer), config.loss, config.sft_coef)
 
 
 def _actor(

@@ -59,10 +59,6 @@ class FeedbackData:
         expect_at_least("FeedbackData.max_length", self.max_length, 2)
         expect_at_least("FeedbackData.limit", self.limit, 1)
 
-    def load(self, tokenizer: PreTrainedTokenizerBase, *, pairs: bool = True) -> PreferenceSet | LabelledSet:
-        """The pairs, or the labelled responses."""
-        return self.load_pairs(tokenizer) if pairs else self.load_labelled(tokenizer)
-
     def load_pairs(self, tokenizer: PreTrainedTokenizerBase) -> PreferenceSet:
         """The pairs, checked and encoded; pairs with identical tokens are dropped (numerics D6)."""
         pairs = PreferenceData(

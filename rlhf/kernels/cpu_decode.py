@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf.kernels.cpu_build import decode_library
-
-NARROW = {torch.float32: False, torch.bfloat16: True}
+from rlhf.kernels.cpu_products import NARROW
 
 
 class Attention(ctypes.Structure):

@@ -17,7 +17,7 @@ from rlhf.data.encoding import Encoded
 from rlhf.data.loaded import LabelledSet, PreferenceSet
 from rlhf.distributed.collectives import all_sum
 from rlhf.trainers.micro_batches import Cut
-from rlhf.trainers.reward_model import stack
+from rlhf.trainers.reward_model import pair_lengths, stack
 
 Policy = Callable[..., Any]
 """An actor, or an engine around one."""
@@ -130,10 +130,8 @@ class PairFeedback(Feedback):
 
     def lengths(self, batch: Examples, *, packed: bool) -> Tensor:
         """Of both sides, the shorter one padded unless rows are packed."""
-        pairs = batch.texts
-        assert isinstance(pairs, PreferenceBatch)
-        chosen, rejected = pairs.chosen.lengths, pairs.rejected.lengths
-        return chosen + rejected if packed else 2 * torch.maximum(chosen, rejected)
+        assert isinstance(batch.texts, PreferenceBatch)
+        return pair_lengths(batch.texts, packed=packed)
 
     def measure(self, policy: Policy, part: Examples, baseline: Tensor) -> Measured:
         """Both sides of each pair."""

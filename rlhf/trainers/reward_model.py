@@ -60,7 +60,7 @@ class RewardModelTrainer:
         batch = self.train.batch(share).to(self.runtime.device)
         with clock.phase("update"):
             self.engine.scale_lr(self.schedule(self.done, self.total))
-            for rows in self.cut(self._lengths(batch)):
+            for rows in self.cut(pair_lengths(batch, packed=self.cut.packed)):
                 loss = self._measure(batch.rows(rows), found, "", numbered(share[rows], "pair"))
                 self.engine.backward(loss.sum() / self.batch_size)
             metrics.value("reward/lr", self.engine.lr)
@@ -73,11 +73,6 @@ class RewardModelTrainer:
         tokens = int(batch.chosen.lengths.sum() + batch.rejected.lengths.sum())
         clock.report(metrics, tokens, 2 * len(batch), self.runtime.world_size)
         return metrics
-
-    def _lengths(self, batch: PreferenceBatch) -> Tensor:
-        """(B,) tokens that each pair takes: of both sides, the shorter one padded unless rows are packed."""
-        chosen, rejected = batch.chosen.lengths, batch.rejected.lengths
-        return chosen + rejected if self.cut.packed else 2 * torch.maximum(chosen, rejected)
 
     def _measure(
         self, part: PreferenceBatch, metrics: Metrics, prefix: str, row: Row, real: Tensor | None = None
@@ -112,7 +107,7 @@ class RewardModelTrainer:
             len(self.test), self.cut.rows, self.runtime.rank, self.runtime.world_size
         ):
             batch = self.test.batch(index).to(self.runtime.device)
-            for rows in self.cut(self._lengths(batch)):
+            for rows in self.cut(pair_lengths(batch, packed=self.cut.packed)):
                 row = numbered(index[rows], "held-out pair")
                 self._measure(batch.rows(rows), metrics, "eval/", row, real[rows].to(self.runtime.device))
         return self.faults.evaluation(metrics, f"evaluation after step {self.done}")
@@ -139,6 +134,12 @@ class RewardModelTrainer:
         """Continue exactly."""
         self.engine.load(folder / "reward")
         self.done = int(load_progress(folder, {"done"})["done"])
+
+
+def pair_lengths(pairs: PreferenceBatch, *, packed: bool) -> Tensor:
+    """(B,) tokens that each pair takes: of both sides, the shorter one padded unless rows are packed."""
+    chosen, rejected = pairs.chosen.lengths, pairs.rejected.lengths
+    return chosen + rejected if packed else 2 * torch.maximum(chosen, rejected)
 
 
 def stack(first: SequenceBatch, second: SequenceBatch) -> SequenceBatch:

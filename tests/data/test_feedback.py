@@ -144,13 +144,13 @@ def test_pairs_are_those_of_a_reward_model(tokenizer: PreTrainedTokenizerFast, w
         max_length=20,
         overlong=Overlong.drop,
     )
-    found = data.load(tokenizer, pairs=True)
+    found = data.load_pairs(tokenizer)
     assert isinstance(found, PreferenceSet)
     assert len(found) == 1
     assert shown(tokenizer, found.chosen[0])[1] == f" sea{tokenizer.eos_token}"
     assert sum(found.report.dropped.values()) == 2
     data.limit, data.overlong = 1, Overlong.refuse
-    assert isinstance(data.load(tokenizer, pairs=True), PreferenceSet)
+    assert isinstance(data.load_pairs(tokenizer), PreferenceSet)
 
 
 def test_nothing_of_a_response_within_the_limit_drops_the_row(
