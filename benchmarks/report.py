@@ -9,7 +9,17 @@ from benchmarks.suites import SUITES
 
 Lines = Sequence[Mapping[str, Any]]
 HEADER = "| cell | contender | median | quartiles | peak beyond results | largest error | remarks |"
-PEERS = ("trl", "verl", "openrlhf", "liger", "cut-cross-entropy", "torch", "generate", "generate,")
+PEERS = (
+    "trl",
+    "verl",
+    "openrlhf",
+    "liger",
+    "cut-cross-entropy",
+    "torch",
+    "generate",
+    "generate,",
+    "continuous",
+)
 """First words of the contenders that are other people's."""
 
 

@@ -149,6 +149,8 @@ WIDTH = 32
 """Coordinates of a code."""
 TINY = Size(layers=2, hidden=32, vocabulary=211, heads=2)
 TWO = Size(layers=2, hidden=64, vocabulary=512, heads=2)
+QUICK_START = Size(layers=3, hidden=128, vocabulary=4096, context=256, called="quick start")
+"""The shape of the README's model."""
 SMALL = Size(layers=4, hidden=256, vocabulary=8192)
 MIDDLE = Size(layers=6, hidden=512, vocabulary=8192, heads=8)
 SMOL = Size(layers=30, hidden=576, vocabulary=49_152, heads=9, kv_heads=3, intermediate=1536, called="135M")

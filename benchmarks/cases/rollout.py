@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from benchmarks.bench import Bench, dtype_name
-from benchmarks.cases.models import BILLION, HALF_BILLION, MIDDLE, OPT, SMALL, TINY, Size, endless
+from benchmarks.cases.models import (
+    BILLION,
+    HALF_BILLION,
+    MIDDLE,
+    OPT,
+    QUICK_START,
+    SMALL,
+    SMOL,
+    TINY,
+    Size,
+    endless,
+)
 from benchmarks.cases.rows import FIRST
 from benchmarks.contest import Contender, Verdict, contest
-from benchmarks.measure import timed
-from benchmarks.results import Line, at_least
+from benchmarks.measure import peak_extra, timed
+from benchmarks.results import Line, at_least, at_most
 from rlhf.batch import PromptBatch
 from rlhf.models.actor import Actor
+from rlhf.models.decode_cache import our_attention
+from rlhf.rollout.decode_loop import row_bytes
 from rlhf.rollout.decoding import Greedy, Sampling
 from rlhf.rollout.noise import row_noise
 from rlhf.rollout.sampler import Sampler
@@ -25,21 +40,70 @@ ENDS = 48
 """One token in so many of the vocabulary ends a response: lengths are geometric, cut at the limit."""
 Shape = tuple[Size, int, int, int, float | None]
 """Size, rows, tokens of a prompt and of a response, and tokens a second that are wanted."""
+CONTINUOUS = "continuous batching"
 UNIT = 1000.0
 """Times are for so many real tokens, since each run draws its own."""
 
 
 def run(bench: Bench) -> Iterator[Line]:
-    """C5: our sampler against transformers' generate, responses of skewed lengths, eight to a prompt."""
-    for size, rows in bench.size([(SMALL, 64), (MIDDLE, 32)], [(TINY, 16)]):
-        task = _task(size, rows, bench.size(128, 12))
-        cell = f"{size.name} B={rows} {task.prompts.tokens.shape[1]}+{task.new}"
-        outcome = contest(replace(bench, least=2), cell, [task.ours(bench), *task.generates(bench)])
+    """C5: our sampler against transformers' ways, responses of skewed lengths, eight or one to a prompt."""
+    shapes = [
+        (QUICK_START, 64, 1, 128),
+        (QUICK_START, 64, SAMPLES, 128),
+        (SMALL, 64, SAMPLES, 128),
+        (MIDDLE, 32, SAMPLES, 128),
+        (SMOL, 32, 1, 64),
+        (SMOL, 32, SAMPLES, 64),
+    ]
+    for size, rows, samples, new in bench.size(shapes, [(TINY, 16, SAMPLES, 12)]):
+        task = _task(size, rows, samples, new)
+        cell = f"{size.name} {rows // samples}×{samples} ≤{new}+≤{new}"
+        few = replace(bench, rounds=5, least=2)
+        contenders = [task.ours(bench), *task.generates(bench), task.continuous(bench)]
+        outcome = contest(few, cell, contenders)
         for line in outcome.lines:
             if line.seconds is not None:
                 line.values = {"tokens/s": UNIT / line.seconds, "wasted steps": task.waste[line.contender]}
+        if task.sampled is not None and "tokens/s" in outcome.line("rlhf").values:
+            speed = outcome.line("rlhf").values["tokens/s"]
+            shares = {name: speed / limit for name, limit in _limits(size, task.prompts, task.sampled, bench)}
+            outcome.line("rlhf").values |= shares
         yield from outcome.lines
-        yield at_least(cell, "times generate's speed", outcome.ratio("generate", "rlhf"), 2.0)
+        yield at_most(cell, "peak memory over the plan", outcome.peak_share("rlhf", task.plan), 1.05)
+        wanted = 2.0 if samples == 1 else 3.0
+        for other in ("generate", "generate, static", CONTINUOUS):
+            yield at_least(cell, f"times the speed of {other}", outcome.ratio(other, "rlhf"), wanted)
+
+
+def _limits(size: Size, prompts: PromptBatch, mask: Tensor, bench: Bench) -> Iterator[tuple[str, float]]:
+    """Tokens a second at most for these responses: by what a step must read, and by what it must multiply.
+
+    Reading: all weights in each step and the cache of each live row, at the speed of a copy. Multiplying: all
+    weights with a state of each live row, at the speed of a product with a feed-forward layer's weights, for
+    the mean number of live rows. Prompts cost nothing here.
+    """
+    live = mask.sum(0)
+    reached = prompts.mask.sum(1, keepdim=True) + torch.arange(mask.shape[1])
+    keys = 2 * size.layers * size.hidden * (size.kv_heads or size.heads) // size.heads
+    words = size.weights * int((live > 0).sum()) + keys * int(torch.where(mask, reached, 0).sum())
+    tokens = int(live.sum())
+    yield "share of the copy limit", tokens * _copied(bench) / (4 * words)
+    yield "share of the product limit", _multiplied(size, max(tokens // mask.shape[1], 1)) / size.weights
+
+
+def _copied(bench: Bench) -> float:
+    """Bytes a second that a copy reads and writes."""
+    a = torch.zeros(bench.size(1 << 28, 1 << 20), dtype=torch.float32, device=bench.device)
+    b = torch.empty_like(a)
+    b.copy_(a)
+    return 2 * a.nbytes / min(timed(lambda: b.copy_(a), bench.device) for _ in range(3))
+
+
+def _multiplied(size: Size, rows: int) -> float:
+    """Multiplications with a weight a second: rows of states by a feed-forward layer's matrix."""
+    states, weight = torch.randn(rows, size.hidden), torch.randn(size.inner, size.hidden)
+    times = [timed(lambda: states @ weight.t(), states.device) for _ in range(20)]
+    return rows * weight.numel() / min(times)
 
 
 def run_large(bench: Bench) -> Iterator[Line]:
@@ -68,14 +132,9 @@ def run_large(bench: Bench) -> Iterator[Line]:
 
 def _ceiling(size: Size, rows: int, context: int, dtype: torch.dtype, bench: Bench) -> float:
     """Tokens a second if a step took as long as reading weights and cache once, at the speed of a copy."""
-    edge = bench.size(1 << 28, 1 << 20)
-    a = torch.zeros(edge, dtype=torch.float32, device=bench.device)
-    b = torch.empty_like(a)
-    b.copy_(a)
-    seconds = min(timed(lambda: b.copy_(a), bench.device) for _ in range(3))
     keys = size.hidden * (size.kv_heads or size.heads) // size.heads
     read = (size.weights + rows * context * 2 * size.layers * keys) * dtype.itemsize
-    return rows * 2 * a.nbytes / seconds / read
+    return rows * _copied(bench) / read
 
 
 @dataclass(kw_only=True, slots=True)
@@ -91,6 +150,8 @@ class _Task:
     """Float32; in bf16 near-equal logits may change places, and all that follows with them."""
     waste: dict[str, float]
     """Share of decoded (row, step) pairs after the row's end."""
+    sampled: Tensor | None = None
+    """(B, T) bool, the tokens of our last responses."""
 
     def ours(self, bench: Bench) -> Contender:
         """The gate: the sampler's log-probs are those of a forward pass over the finished rows."""
@@ -114,9 +175,23 @@ class _Task:
             took = timed(
                 lambda: found.append(sampler.sample(self.actor, self.prompts, noise).mask), bench.device
             )
+            self.sampled = found[0]
             return self._each("rlhf", took, found[0])
 
-        return Contender(name="rlhf", check=check, seconds=seconds)
+        def results() -> dict[str, Tensor]:
+            rollout = sampler.sample(self.actor, self.prompts, noise)
+            return {"tokens": rollout.tokens, "mask": rollout.mask, "logprobs": rollout.sampler_logprobs}
+
+        return Contender(
+            name="rlhf", check=check, seconds=seconds, peak=lambda: peak_extra(results, bench.device)
+        )
+
+    @property
+    def plan(self) -> int:
+        """Bytes that our caches and logits are to take."""
+        self.actor.eval()
+        with our_attention(self.actor.model):
+            return len(self.prompts) * row_bytes(self.actor, int(self.prompts.mask.sum(1).max()) + self.new)
 
     def generates(self, bench: Bench) -> Iterator[Contender]:
         """transformers' generate, with its growing and with its static cache."""
@@ -124,6 +199,34 @@ class _Task:
             yield Contender(
                 name=name, check=self._greedy(options), seconds=self._sampled(bench, name, options)
             )
+
+    def continuous(self, bench: Bench) -> Contender:
+        """transformers' continuous batching, on a copy of the model: it changes the attention for good.
+
+        The gate: it gives as many responses, none longer than asked.
+        """
+        model = copy.deepcopy(self.actor.model).eval()
+        settings = GenerationConfig(
+            max_new_tokens=self.new, do_sample=True, top_k=0, eos_token_id=self.ends, pad_token_id=0
+        )
+        rows = [row[real].tolist() for row, real in zip(self.prompts.tokens, self.prompts.mask, strict=True)]
+
+        def responses() -> list[list[int]]:
+            found = model.generate_batch(rows, generation_config=settings)
+            return [output.generated_tokens for output in found.values()]
+
+        def check() -> Verdict:
+            lengths = [len(response) for response in responses()]
+            right = len(lengths) == len(rows) and min(lengths) > 0 and max(lengths) <= self.new
+            return Verdict(errors={}, fault=None if right else f"responses of {sorted(set(lengths))} tokens")
+
+        def seconds() -> float:
+            found: list[list[list[int]]] = []
+            took = timed(lambda: found.append(responses()), bench.device)
+            self.waste[CONTINUOUS] = 0.0
+            return took / sum(map(len, found[0])) * UNIT
+
+        return Contender(name=CONTINUOUS, check=check, seconds=seconds)
 
     def _sampled(self, bench: Bench, name: str, options: dict[str, str]) -> Callable[[], float]:
         def seconds() -> float:
@@ -174,13 +277,13 @@ class _Task:
         return seconds / real * UNIT
 
 
-def _task(size: Size, rows: int, new: int) -> _Task:
+def _task(size: Size, rows: int, samples: int, new: int) -> _Task:
     generator = torch.Generator().manual_seed(0)
-    width, groups = new, rows // SAMPLES
+    width, groups = new, rows // samples
     lengths = torch.randint(max(width // 8, 1), width + 1, (groups,), generator=generator)
     tokens = torch.randint(0, size.vocabulary, (groups, width), generator=generator)
     mask = torch.arange(width) >= width - lengths.unsqueeze(1)
-    group = torch.arange(groups).repeat_interleave(SAMPLES)
+    group = torch.arange(groups).repeat_interleave(samples)
     prompts = PromptBatch(
         tokens=torch.where(mask, tokens, 0)[group], mask=mask[group], index=group, group=group
     )

@@ -32,7 +32,7 @@ struct Head {
   const float* upstream_entropy; // (rows,) d loss / d entropy
   void* out;                     // (rows, columns) gradients of the products
   double* lost;                  // (rows,) takes what is missing from the sum of the gradients: see rows.py
-  float* products;               // (rows, columns) kept by statistics, read in place of hidden and weight
+  const float* products;         // (rows, columns) read in place of hidden and weight, where these are null
   int64_t rows, columns, width;
   int64_t hidden_stride, weight_stride, out_stride, products_stride;
   int64_t first; // place of the first column in the vocabulary
@@ -355,14 +355,12 @@ int32_t head_multiplies(int32_t narrow) {
   return 1;
 }
 
-// Takes all columns into the statistics of the rows; with room for products, they are kept.
+// Takes all columns into the statistics of the rows.
 void head_statistics(const Head* given) {
   const Head& head = *given;
   std::vector<Sums> sums(head.rows);
   for (int64_t i = 0; i < head.rows; ++i) sums[i] = {head.total[i], head.weighted[i]};
   auto body = [&](int64_t row, int64_t column, int64_t count, const float* products) {
-    if (head.products && head.hidden)
-      std::memcpy(head.products + row * head.products_stride + column, products, count * sizeof(float));
     take(head, sums.data(), row, column, count, products);
   };
   if (!head.hidden)

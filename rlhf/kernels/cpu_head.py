@@ -58,18 +58,15 @@ def has_head(projection: Projection) -> bool:
     return hidden.dtype == torch.float32 or all(size % 2 == 0 for size in pairs)
 
 
-def measure(
-    projection: Projection, rows: slice, statistics: Statistics, *, entropy: bool, keep: Tensor | None = None
-) -> None:
-    """Statistics of the rows over all columns; their products (m, V) float32 are left in ``keep``."""
+def measure(projection: Projection, statistics: Statistics, *, entropy: bool) -> None:
+    """Statistics of all rows over all columns."""
     _call(
         "head_statistics",
-        projection.reading.rows(rows),
-        statistics.rows(rows),
-        hidden=projection.hidden[rows],
+        projection.reading,
+        statistics,
+        hidden=projection.hidden,
         weight=projection.weight,
         bias=projection.block_bias(slice(None)),
-        products=keep,
         entropy=entropy,
     )
 

@@ -88,7 +88,7 @@ def measure(projection: Projection, *, entropy: bool) -> Statistics:
     """One pass over all tiles: what log-probs, entropies and their gradients are made of."""
     statistics = Statistics.start(projection.shape[0], projection.dtype, projection.device)
     if cpu_head.has_head(projection):
-        cpu_head.measure(projection, slice(None), statistics, entropy=entropy)
+        cpu_head.measure(projection, statistics, entropy=entropy)
         return statistics
     workspace, kernels = Workspace(projection.device), projection.kernels
     for rows, columns in measuring_tiles(*projection.shape, projection.device):
@@ -205,7 +205,7 @@ class _LinearLogprobs(Function):
         hidden, weight, bias = ctx.saved_tensors
         projection = Projection(hidden=hidden, weight=weight, bias=bias, reading=ctx.reading)
         upstream = Upstream(logprobs=g, entropies=h).contiguous()
-        made = _compacted(projection, ctx.statistics, upstream, ctx.needs_input_grad[:3])
+        made = differentiate_active(projection, ctx.statistics, upstream, ctx.needs_input_grad[:3])
         return (
             None if made.hidden is None else made.hidden.to(hidden.dtype),
             made.weight,
@@ -215,7 +215,7 @@ class _LinearLogprobs(Function):
         )
 
 
-def _compacted(
+def differentiate_active(
     projection: Projection, statistics: Statistics, upstream: Upstream, wanted: tuple[bool, bool, bool]
 ) -> Gradients:
     """:func:`differentiate` over the rows that have an upstream gradient; counting them is the only sync."""

@@ -4,6 +4,9 @@ A chunk of rows has its log-probs as soon as its logits are there. With the deri
 at once, the chunk's logits become their own gradient: three matrix products, where a forward and a later
 backward need four. The gradients wait for the backward of the whole model, which multiplies them by its
 upstream scalar.
+
+On a CPU whose head is compiled (`rlhf.kernels.cpu_head`) logits are made again: that product stays in the
+caches and costs less than writing logits and reading them (benchmark C3).
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from torch.autograd.function import once_differentiable
 
 from rlhf.kernels import cpu_head
 from rlhf.kernels.arguments import Tokens, flatten
-from rlhf.kernels.projection import Projection, empty_gradients, restore
+from rlhf.kernels.linear_logprobs import differentiate_active, measure
+from rlhf.kernels.projection import Gradients, Projection, empty_gradients, restore
 from rlhf.kernels.rows import Reading, Statistics, Upstream, nonzero_rows
 from rlhf.kernels.tiles import sweep_columns, sweep_rows
 from rlhf.kernels.workspace import Workspace
@@ -158,11 +162,6 @@ class _Sweep:
     def _measured(self, rows: slice) -> Tensor:
         """(m, V) products in the wide dtype; the statistics of the rows are made on the way."""
         projection, workspace = self._projection, self._workspace
-        if cpu_head.has_head(projection):
-            shape = (rows.stop - rows.start, projection.shape[1])
-            logits = workspace.take("logits", shape, projection.dtype)
-            cpu_head.measure(projection, rows, self.statistics, entropy=True, keep=logits)
-            return logits
         logits = workspace.product("logits", projection.hidden[rows], projection.weight.t())
         for columns in self._columns(rows):
             tile = projection.tile(logits[:, columns], rows, columns, self.statistics)
@@ -219,8 +218,26 @@ class _Sweep:
             workspace.add_product(d_hidden, d, head.weight[columns], head.centre(self._mean_row))
 
     def _columns(self, rows: slice) -> Iterator[slice]:
-        projection, fused = self._projection, cpu_head.has_head(self._projection)
-        return sweep_columns(rows.stop - rows.start, projection.shape[1], projection.device, fused=fused)
+        return sweep_columns(rows.stop - rows.start, self._projection.shape[1], self._projection.device)
+
+
+class _Swept(NamedTuple):
+    """What a sweep has found of M rows."""
+
+    losses: Tensor
+    """(M,)."""
+    statistics: Statistics
+    gradients: Gradients
+
+
+def _swept(projection: Projection, derivative: _Derivative, wanted: tuple[bool, bool, bool]) -> _Swept:
+    if not cpu_head.has_head(projection):
+        sweep = _Sweep(projection, derivative, wanted)
+        return _Swept(sweep.run(), sweep.statistics, sweep.gradients)
+    statistics = measure(projection, entropy=True)
+    losses, g, h = derivative(statistics)
+    upstream = Upstream(logprobs=g, entropies=h).contiguous()
+    return _Swept(losses, statistics, differentiate_active(projection, statistics, upstream, wanted))
 
 
 def _expect_elementwise(used: list[Upstream], g: Tensor, h: Tensor | None) -> None:
@@ -249,10 +266,9 @@ class _LinearTokenLoss(Function):
         derivative: _Derivative,
     ) -> tuple[Tensor, ...]:
         projection = Projection(hidden=hidden, weight=weight, bias=bias, reading=reading)
-        sweep = _Sweep(projection, derivative, ctx.needs_input_grad[:3])
-        losses = sweep.run()
-        ctx.gradients, ctx.dtype = sweep.gradients, weight.dtype
-        numbers = (losses, sweep.statistics.logprobs, sweep.statistics.entropies)
+        losses, statistics, gradients = _swept(projection, derivative, ctx.needs_input_grad[:3])
+        ctx.gradients, ctx.dtype = gradients, weight.dtype
+        numbers = (losses, statistics.logprobs, statistics.entropies)
         ctx.mark_non_differentiable(*numbers)
         return losses.sum(), *numbers
 

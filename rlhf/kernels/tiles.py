@@ -61,10 +61,9 @@ def sweep_rows(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
     return spans(rows, max(held // columns, 1))
 
 
-def sweep_columns(rows: int, columns: int, device: torch.device, *, fused: bool = False) -> Iterator[slice]:
-    """Blocks of columns inside a chunk of ``rows`` rows; ``fused`` as of :func:`column_blocks`."""
-    held = CPU_BLOCK if fused else CPU_TILE
-    return spans(columns, columns if device.type == "cuda" else max(held // max(rows, 1), 1))
+def sweep_columns(rows: int, columns: int, device: torch.device) -> Iterator[slice]:
+    """Blocks of columns inside a chunk of ``rows`` rows."""
+    return spans(columns, columns if device.type == "cuda" else max(CPU_TILE // max(rows, 1), 1))
 
 
 def row_blocks(rows: int, columns: int, device: torch.device) -> Iterator[slice]:

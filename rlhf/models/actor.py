@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from rlhf.batch import position_ids
 from rlhf.kernels.linear_token_loss import SweptLoss, TokenLoss, linear_token_loss
 from rlhf.models.heads import LogprobHead, logit_transform
-from rlhf.models.packing import pack, packed_states, unpacked
+from rlhf.models.packing import Packed, pack, unpacked
 from rlhf.ops.logprobs import TokenLogprobs
 
 
@@ -135,7 +135,8 @@ class Actor(nn.Module):
         """
         before = pad(scored, (tokens.shape[1] - scored.shape[1] - 1, 1))  # (B, L)
         if self.packed:
-            return packed_states(self.model, tokens, attention_mask)[before[attention_mask]]
+            packed = Packed.of(tokens, attention_mask)
+            return packed.states(self.model)[packed.place[before[attention_mask]]]
         return backbone(self.model, tokens, attention_mask)[before]
 
     def logits(self, tokens: Tensor, attention_mask: Tensor, first: int) -> Tensor:

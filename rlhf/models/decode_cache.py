@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlhf.batch import position_ids
 from rlhf.kernels.cpu_decode import decode_attention, has_attention
-from rlhf.models.packing import KNOWN, NAME, PackedRows
+from rlhf.models.packing import KNOWN, NAME, Packed
 
 
 @dataclass(kw_only=True, slots=True)
@@ -160,29 +159,23 @@ def prefilled(model: Any, tokens: Tensor, mask: Tensor, *, room: int) -> tuple[T
     prompt = first.long().cumsum(0) - 1  # (B,) which of the different prompts
     tokens, mask = tokens[first], mask[first]
     lengths = mask.sum(1)
-    bounds = F.pad(lengths.cumsum(0), (1, 0))
+    packed = Packed.of(tokens, mask)
     cache = DecodeCache(
         columns=int(lengths.max()) + room,
         lengths=lengths[prompt],
         reach=int(lengths.max()),
-        placement=_placement(prompt, lengths, bounds),
+        placement=_placement(prompt, lengths, packed),
     )
-    output = model.base_model(
-        input_ids=tokens[mask].unsqueeze(0),
-        attention_mask=None,
-        position_ids=position_ids(mask)[mask].unsqueeze(0),
-        use_cache=False,
-        packed_rows=PackedRows(lengths=lengths.tolist(), bounds=bounds.to(torch.int32)),
-        decode_cache=cache,
-    )
+    states = packed.states(model, decode_cache=cache)
     cache.placement = None
-    return output.last_hidden_state[0, bounds[1:] - 1][prompt], cache
+    return states[packed.place[packed.rows.bounds[1:] - 1]][prompt], cache
 
 
-def _placement(prompt: Tensor, lengths: Tensor, bounds: Tensor) -> Placement:
+def _placement(prompt: Tensor, lengths: Tensor, packed: Packed) -> Placement:
     column = torch.arange(int(lengths.max()), device=prompt.device)
     row, column = (column < lengths[prompt].unsqueeze(1)).nonzero(as_tuple=True)
-    return Placement(source=bounds[prompt][row] + column, row=row, column=column)
+    source = packed.place[packed.rows.bounds[prompt[row]] + column]
+    return Placement(source=source, row=row, column=column)
 
 
 def advanced(model: Any, tokens: Tensor, cache: DecodeCache) -> Tensor:

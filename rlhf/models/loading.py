@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from rlhf.models.actor import Actor
+from rlhf.models.beginnings import LEAST
 from rlhf.models.dropout import dropout_left, zero_dropout
 from rlhf.models.scalar import ScalarModel
 from rlhf.models.sources import ModelSource, Pretrained
@@ -134,8 +135,10 @@ def expect_rows_apart(wrapper: Actor | ScalarModel, name: str) -> None:
     """
     if not wrapper.packed:
         return
-    tokens = torch.arange(18).reshape(3, 6) % wrapper.vocabulary
-    real = torch.arange(6) < torch.tensor([[4], [6], [3]])
+    width = LEAST + 2
+    tokens = torch.arange(3 * width).reshape(3, width) % wrapper.vocabulary
+    tokens[2, :-1] = tokens[1, :-1]  # what two rows begin with is run once
+    real = torch.arange(width) < torch.tensor([[4], [width], [width]])
     together = _first(wrapper(tokens, real, 1))
     alone = torch.cat([_first(wrapper(tokens[i : i + 1], real[i : i + 1], 1)) for i in range(3)])
     gap = float((together - alone).abs().max())

@@ -1,14 +1,16 @@
 """Rows end to end, without padding: everything but attention sees one row of real tokens.
 
-The model is given (1, N) tokens whose positions start again at 0 with every row. Attention is ours: each row
-attends to itself alone. It replaces transformers' own "sdpa", which it still calls where rows are padded. The
+The model is given (1, N) tokens whose positions start again at 0 with every row. Rows that begin alike run
+that once (`rlhf.models.beginnings`). Attention is ours: each row attends to itself alone, its beginning
+included. It replaces transformers' own "sdpa", which it still calls where rows are padded. The
 sampler's rows are one token each and attend to a `rlhf.models.decode_cache.DecodeCache`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from rlhf.batch import position_ids
+from rlhf.models.beginnings import Beginning, beginnings, places
 
 if TYPE_CHECKING:
     from rlhf.models.decode_cache import DecodeCache
@@ -33,9 +36,62 @@ class PackedRows:
     """Where the rows of a packed sequence end; travels through the model as a keyword of its forward."""
 
     lengths: list[int]
-    """Tokens of each row, none empty."""
+    """Tokens of each row that stand in the sequence, none empty."""
+    begun: list[Beginning]
+    """How each row begins: with tokens of another one, that do not stand in the sequence again."""
     bounds: Tensor
-    """(rows + 1,) int32, first column of each row, and the end."""
+    """(rows + 1,) int32, where whole rows would begin, and the end."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Packed:
+    """Rows end to end, as a model reads them."""
+
+    tokens: Tensor
+    """(1, M) int64, those that are run."""
+    positions: Tensor
+    """(1, M) int64."""
+    rows: PackedRows
+    place: Tensor
+    """(N,) int64, at which of the M the state of each real token is found, row after row."""
+
+    @classmethod
+    def of(cls, tokens: Tensor, attention_mask: Tensor) -> Self:
+        """Pack the N real tokens.
+
+        Args:
+            tokens: (B, L) int64.
+            attention_mask: (B, L) bool, True somewhere.
+        """
+        real = tokens[attention_mask]
+        lengths = [n for n in attention_mask.sum(1).tolist() if n > 0]
+        begun = beginnings([row.tolist() for row in real.cpu().split(lengths)])
+        run, place = (part.to(tokens.device) for part in places(lengths, begun))
+        rows = PackedRows(
+            lengths=[length - row.same for length, row in zip(lengths, begun, strict=True)],
+            begun=begun,
+            bounds=F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(tokens.device, torch.int32),
+        )
+        positions = position_ids(attention_mask)[attention_mask]
+        return cls(tokens=real[run][None], positions=positions[run][None], rows=rows, place=place)
+
+    def states(self, model: Any, **others: Any) -> Tensor:
+        """(M, H) hidden states after the final norm (numerics D3, D4).
+
+        Args:
+            model: after :func:`pack`.
+            others: keywords for its attention.
+        """
+        output = model.base_model(
+            input_ids=self.tokens,
+            attention_mask=None,
+            position_ids=self.positions,
+            use_cache=False,
+            packed_rows=self.rows,
+            **others,
+        )
+        states: Tensor = output.last_hidden_state[0]
+        return states
 
 
 def pack(model: Any) -> None:
@@ -54,26 +110,6 @@ def pack(model: Any) -> None:
         model.set_attn_implementation(NAME)
     if model.config._attn_implementation != NAME:
         raise ValueError(f"{kind} has {given} attention, rows end to end need sdpa; set packed=false")
-
-
-def packed_states(model: Any, tokens: Tensor, attention_mask: Tensor) -> Tensor:
-    """(N, H) hidden states after the final norm at the N real tokens, row after row (numerics D3, D4).
-
-    Args:
-        model: after :func:`pack`.
-        tokens: (B, L) int64.
-        attention_mask: (B, L) bool, True somewhere.
-    """
-    lengths = attention_mask.sum(1)
-    bounds = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
-    output = model.base_model(
-        input_ids=tokens[attention_mask].unsqueeze(0),
-        attention_mask=None,
-        position_ids=position_ids(attention_mask)[attention_mask].unsqueeze(0),
-        use_cache=False,
-        packed_rows=PackedRows(lengths=[n for n in lengths.tolist() if n > 0], bounds=bounds),
-    )
-    return output.last_hidden_state[0]
 
 
 def unpacked(values: Tensor, mask: Tensor) -> Tensor:
@@ -137,12 +173,26 @@ def attention(
             **others,
         )
         return padded
+    q, k, v = (_whole(states, packed_rows) for states in (query, key, value))
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
-        window = (-1 if sliding_window is None else sliding_window - 1, 0)
-        return _in_one_kernel(query, key, value, packed_rows, scale=scaling, window=window), None
-    of_rows = (states.split(packed_rows.lengths, dim=2) for states in (query, key, value))
-    rows = [_row(q, k, v, scaling, sliding_window) for q, k, v in zip(*of_rows, strict=True)]
-    return torch.cat(rows, dim=2).transpose(1, 2).contiguous(), None
+        found = _in_one_kernel(q, k, v, packed_rows.bounds, scale=scaling, window=sliding_window)
+    else:
+        found = [_row(*states, scaling, sliding_window) for states in zip(q, k, v, strict=True)]
+    own = [row[:, :, same:] for row, (_, same) in zip(found, packed_rows.begun, strict=True)]
+    return torch.cat(own, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _whole(states: Tensor, rows: PackedRows) -> list[Tensor]:
+    """(1, heads, l, D) of each row, its beginning included.
+
+    Queries of the beginning are there too: attention from them is made again and not read, which spares a
+    mask, and costs little beside the layer's products.
+    """
+    own = states.split(rows.lengths, dim=2)
+    return [
+        torch.cat([own[leader][:, :, :same], part], dim=2) if same else part
+        for part, (leader, same) in zip(own, rows.begun, strict=True)
+    ]
 
 
 def _row(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:
@@ -159,29 +209,31 @@ def _row(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, windo
 
 
 def _in_one_kernel(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rows: PackedRows,
+    query: Sequence[Tensor],
+    key: Sequence[Tensor],
+    value: Sequence[Tensor],
+    bounds: Tensor,
     *,
     scale: float | None,
-    window: tuple[int, int],
-) -> Tensor:
-    """(1, N, heads, D) by torch's flash attention over rows of any length."""
-    groups, longest = query.shape[1] // key.shape[1], max(rows.lengths)
+    window: int | None,
+) -> list[Tensor]:
+    """(1, heads, l, D) of each row, by torch's flash attention over rows of any length."""
+    lengths, groups = [row.shape[2] for row in query], query[0].shape[1] // key[0].shape[1]
+    longest = max(lengths)
+    queries, keys, values = (torch.cat(list(rows), dim=2)[0].transpose(0, 1) for rows in (query, key, value))
     found = varlen_attn(
-        query[0].transpose(0, 1),
-        key[0].repeat_interleave(groups, dim=0).transpose(0, 1),
-        value[0].repeat_interleave(groups, dim=0).transpose(0, 1),
-        rows.bounds,
-        rows.bounds,
+        queries,
+        keys.repeat_interleave(groups, dim=1),
+        values.repeat_interleave(groups, dim=1),
+        bounds,
+        bounds,
         longest,
         longest,
         scale=scale,
-        window_size=window,
+        window_size=(-1 if window is None else window - 1, 0),
     )
     assert isinstance(found, Tensor)
-    return found.unsqueeze(0)
+    return list(found.transpose(0, 1).unsqueeze(0).split(lengths, dim=2))
 
 
 def _mask(*sizes: Any, attention_mask: Tensor | None = None, **others: Any) -> Tensor | None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rlhf.models.actor import backbone, expect_positions
 from rlhf.models.heads import ScalarHead
-from rlhf.models.packing import pack, packed_states, unpacked
+from rlhf.models.packing import Packed, pack, unpacked
 
 
 class ScalarModel(nn.Module):
@@ -71,8 +71,8 @@ class ScalarModel(nn.Module):
         if not 0 <= first < tokens.shape[1]:
             raise ValueError(f"ScalarModel: first must lie in [0, {tokens.shape[1]}), got {first}")
         if self.packed:
-            values = self.head(packed_states(self.model, tokens, attention_mask))  # (N,)
-            return unpacked(values, attention_mask)[:, first:]
+            packed = Packed.of(tokens, attention_mask)
+            return unpacked(self.head(packed.states(self.model))[packed.place], attention_mask)[:, first:]
         hidden = backbone(self.model, tokens, attention_mask)[:, first:]
         return self.head(hidden).masked_fill(~attention_mask[:, first:], 0.0)
 

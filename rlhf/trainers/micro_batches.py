@@ -49,22 +49,50 @@ class Cut:
             packed=packed,
         )
 
-    def __call__(self, lengths: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, lengths: Tensor, group: Tensor | None = None) -> tuple[Tensor, ...]:
         """Row indices of each pass, none empty, equally many passes on every rank.
 
-        It depends on the lengths alone: the same rows are cut in the same way (numerics D15). Where tokens
-        are counted, all ranks call it together, with equally many rows.
+        It depends on lengths and groups alone: the same rows are cut in the same way (numerics D15). Where
+        tokens are counted, all ranks call it together, with equally many rows. Packed rows of a group stay
+        in one pass, which runs what they have in common once (`rlhf.models.beginnings`).
 
         Args:
             lengths: (B,) int64 tokens of each row.
+            group: (B,) int64 which rows begin alike; None for none.
         """
         if self.tokens is None:
-            return by_length(lengths, self.rows)
+            order = torch.arange(len(lengths)) if self.packed else lengths.argsort(stable=True).cpu()
+            return order.split(self.rows)
         sizes: list[int] = lengths.tolist()
-        limit, groups = max(self.tokens, *sizes), level if self.packed else alike
-        own = needed(sizes, limit) if self.packed else len(_within(sizes, limit))
-        count = int(all_max(torch.tensor(own)))  # at most the number of rows, which all ranks share
-        return tuple(torch.tensor(group) for group in groups(sizes, count))
+        limit = max(self.tokens, *sizes)
+        if not self.packed:
+            return _tensors(alike(sizes, _agreed(len(_within(sizes, limit)))))
+        units = together(sizes, limit, None if group is None else group.tolist())
+        count = _agreed(needed([sum(sizes[row] for row in unit) for unit in units], limit))
+        if count > len(units):
+            units = [[row] for row in range(len(sizes))]
+        found = level([sum(sizes[row] for row in unit) for unit in units], count)
+        return _tensors([sorted(row for unit in part for row in units[unit]) for part in found])
+
+
+def _agreed(count: int) -> int:
+    """The most passes that a rank needs; at most the number of rows, which all ranks share."""
+    return int(all_max(torch.tensor(count)))
+
+
+def _tensors(groups: list[list[int]]) -> tuple[Tensor, ...]:
+    return tuple(torch.tensor(group) for group in groups)
+
+
+def together(sizes: list[int], limit: int, group: list[int] | None) -> list[list[int]]:
+    """Rows that go into one pass: those of a group whose sum is within the limit, else each by itself."""
+    members: dict[int, list[int]] = {}
+    for row, number in enumerate(range(len(sizes)) if group is None else group):
+        members.setdefault(number, []).append(row)
+    found: list[list[int]] = []
+    for rows in members.values():
+        found += [rows] if sum(sizes[row] for row in rows) <= limit else [[row] for row in rows]
+    return found
 
 
 def cut_for(engine: Engine, rows: int, tokens: int | None, ranks: int) -> Cut:
@@ -74,16 +102,6 @@ def cut_for(engine: Engine, rows: int, tokens: int | None, ranks: int) -> Cut:
         ValueError: they cannot be shared out equally.
     """
     return Cut.shared(rows, tokens, ranks, packed=bool(engine.module.packed))
-
-
-def by_length(lengths: Tensor, size: int) -> tuple[Tensor, ...]:
-    """Row indices in groups of ``size``, rows of like length together so that little is padding.
-
-    Args:
-        lengths: (B,) int64.
-        size: rows of a micro-batch on this rank; the last may be smaller.
-    """
-    return lengths.argsort(stable=True).cpu().split(size)
 
 
 def needed(sizes: list[int], limit: int) -> int:

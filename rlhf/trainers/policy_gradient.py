@@ -312,7 +312,7 @@ class PolicyGradientTrainer:
         learns = self.algorithm.actor_learns(self.state.rollouts)
         weights = self.algorithm.weights(minibatch, all_sum)  # (b, T)
         loss, found, ledger = 0.0, Metrics(), Ledger() if on_policy and learns else None
-        for rows in self.cut(minibatch.rollout.attention_mask.sum(1)):
+        for rows in self.cut(minibatch.rollout.attention_mask.sum(1), minibatch.rollout.group):
             part = minibatch.rows(rows).trimmed()
             share = weights[rows, : part.rollout.mask.shape[1]]
             if learns:

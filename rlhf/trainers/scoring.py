@@ -148,10 +148,10 @@ class Scorer:
     ) -> tuple[Tensor, ...]:
         """(B, T) each: what ``measure`` says of every row, 0 on padding.
 
-        Rows of like length share a forward pass, so that little of it is padding.
+        Rows of like length share a forward pass, so that little of it is padding; packed ones of a group.
         """
         columns: tuple[Tensor, ...] = ()
-        for rows in self.cut(rollout.attention_mask.sum(1)):
+        for rows in self.cut(rollout.attention_mask.sum(1), rollout.group):
             measured = measure(rollout.rows(rows).trimmed())
             columns = columns or tuple(torch.zeros_like(rollout.sampler_logprobs) for _ in measured)
             for column, part in zip(columns, measured, strict=True):

@@ -26,7 +26,7 @@ from rlhf.distributed.engine_config import Frozen, Inference, Plain, ZeRO
 from rlhf.metrics import Clock
 from rlhf.ops import masking
 from rlhf.trainers import collection, reward_model, supervised
-from rlhf.trainers.micro_batches import by_length
+from rlhf.trainers.micro_batches import Cut
 from tests.trainers import toy
 
 ROWS = 12
@@ -327,7 +327,7 @@ class _MeanOfMeans:
 
 
 def _pieces(lengths: Tensor, micro_rows: int, fault: str) -> list[Tensor]:
-    return list(by_length(lengths, micro_rows if fault == "micro" else len(lengths)))
+    return list(Cut(rows=micro_rows if fault == "micro" else len(lengths))(lengths))
 
 
 def _make_wrong(trainer: Any, fault: str) -> None:

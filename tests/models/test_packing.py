@@ -16,10 +16,10 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from rlhf.models import packing
+from rlhf.models import beginnings, packing
 from rlhf.models.actor import Actor
 from rlhf.models.loading import expect_rows_apart, load_actor
-from rlhf.models.packing import pack, packed_states, unpacked
+from rlhf.models.packing import Packed, pack, unpacked
 from rlhf.models.scalar import ScalarModel
 from rlhf.models.sources import TinyLlama
 
@@ -36,6 +36,28 @@ def rows() -> tuple[Tensor, Tensor]:
     for row, (start, end) in enumerate([(0, 9), (3, 7), (2, 3), (0, 5), (4, 9)]):
         mask[row, start:end] = True
     return tokens, mask
+
+
+def rows_that_begin_alike() -> tuple[Tensor, Tensor]:
+    """Seven rows, padded on either side: three begin alike, two are equal, one is without a token."""
+    tokens = torch.randint(0, 11, (7, 9), generator=torch.Generator().manual_seed(3))
+    mask = torch.zeros(7, 9, dtype=torch.bool)
+    starts, ends = (0, 3, 2, 1, 0, 0, 1), (9, 9, 8, 9, 0, 8, 9)
+    for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        mask[row, start:end] = True
+    for row in (1, 2):
+        tokens[row, starts[row] : starts[row] + SAME] = tokens[0, :SAME]
+    tokens[6, 1:9] = tokens[5, :8]
+    return tokens, mask
+
+
+SAME = 4
+
+
+@pytest.fixture(autouse=True)
+def short_beginnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that nine tokens are enough for rows that begin alike."""
+    monkeypatch.setattr(beginnings, "LEAST", SAME - 1)
 
 
 def other_models() -> Iterator[Any]:
@@ -57,10 +79,10 @@ def pair(model: Callable[[], Any], *, checkpointing: bool = False, wrapper: Any 
     ]
 
 
-def outcome(model: Any, first: int) -> list[Tensor]:
-    """What it says of `rows`, and every gradient of a weighted sum of it."""
-    tokens, mask = rows()
-    weights = torch.randn(5, 9, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+def outcome(model: Any, first: int, given: Callable[[], tuple[Tensor, Tensor]] = rows) -> list[Tensor]:
+    """What it says of the rows, and every gradient of a weighted sum of it."""
+    tokens, mask = given()
+    weights = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     found = model(tokens, mask, first)
     columns = [found] if isinstance(found, Tensor) else list(found)
     torch.stack([(column * weights[:, first:]).sum() for column in columns]).sum().backward()
@@ -83,6 +105,39 @@ def test_results_and_gradients_are_those_of_padded_rows(
 def test_windows_and_grouped_heads_are_kept(config: Any) -> None:
     padded, packed = (outcome(model, 1) for model in pair(lambda: causal(config)))
     torch.testing.assert_close(packed, padded, **EXACT)
+
+
+def alike(packed: list[Tensor], padded: list[Tensor], found: int, *, exact: bool) -> None:
+    """``found`` results, and then gradients: Llama's norms sum a token's gradients in float32."""
+    torch.testing.assert_close(packed[:found], padded[:found], **EXACT)
+    torch.testing.assert_close(packed[found:], padded[found:], rtol=0, atol=1e-12 if exact else 3e-5)
+
+
+@pytest.mark.parametrize("config", other_models())
+def test_windows_and_grouped_heads_are_kept_where_rows_begin_alike(config: Any) -> None:
+    padded, packed = (outcome(model, 1, rows_that_begin_alike) for model in pair(lambda: causal(config)))
+    alike(packed, padded, 2, exact=False)
+
+
+@pytest.mark.parametrize(("first", "checkpointing"), [(1, False), (1, True), (3, False)])
+@pytest.mark.parametrize("wrapper", [Actor, ScalarModel])
+def test_a_common_beginning_is_run_once_with_the_same_results_and_gradients(
+    build: Callable[..., Any], kind: str, wrapper: Any, first: int, checkpointing: bool
+) -> None:
+    models = pair(
+        lambda: build(kind, classifier=wrapper is ScalarModel), checkpointing=checkpointing, wrapper=wrapper
+    )
+    padded, packed = (outcome(model, first, rows_that_begin_alike) for model in models)
+    alike(packed, padded, 1 if wrapper is ScalarModel else 2, exact=kind == "gpt2")
+
+
+def test_what_is_common_does_not_reach_the_model_again() -> None:
+    tokens, mask = rows_that_begin_alike()
+    packed = Packed.of(tokens, mask)
+    assert packed.tokens.shape[1] == int(mask.sum()) - 2 * SAME - 7
+    found = packed.tokens[0][packed.place]
+    assert torch.equal(found, tokens[mask])
+    assert torch.equal(packed.positions[0][packed.place], (mask.long().cumsum(1) - 1)[mask])
 
 
 def test_in_float32_rounding_alone_differs(build: Callable[..., Any], kind: str) -> None:
@@ -158,7 +213,8 @@ def test_states_stand_row_after_row(build: Callable[..., Any], kind: str) -> Non
         model.base_model(input_ids=tokens[i, mask[i]].unsqueeze(0)).last_hidden_state[0] for i in range(5)
     ]
     pack(model)
-    torch.testing.assert_close(packed_states(model, tokens, mask), torch.cat(alone), **EXACT)
+    packed = Packed.of(tokens, mask)
+    torch.testing.assert_close(packed.states(model)[packed.place], torch.cat(alone), **EXACT)
 
 
 def test_the_exported_configuration_does_not_name_our_attention(build: Callable[..., Any], kind: str) -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from rlhf.trainers import micro_batches
-from rlhf.trainers.micro_batches import Cut, alike, by_length, dealt, exact_div, held_out, level, needed
+from rlhf.trainers.micro_batches import Cut, alike, dealt, exact_div, held_out, level, needed, together
 
 
 def test_exact_division() -> None:
@@ -17,7 +17,7 @@ def test_a_remainder_is_refused_and_named(numerator: int, denominator: int) -> N
 
 
 def test_rows_of_like_length_are_forwarded_together() -> None:
-    groups = by_length(torch.tensor([5, 1, 4, 1, 3]), 2)
+    groups = Cut(rows=2)(torch.tensor([5, 1, 4, 1, 3]))
     assert [group.tolist() for group in groups] == [[1, 3], [4, 2], [0]]  # equal lengths keep their order
 
 
@@ -104,9 +104,23 @@ def test_a_rank_makes_as_many_passes_as_the_one_that_needs_most(
     assert all(len(group) > 0 for group in groups)
 
 
-def test_counting_rows_is_by_length() -> None:
-    lengths = torch.tensor([5, 1, 4, 1, 3])
-    assert [g.tolist() for g in Cut(rows=2)(lengths)] == [g.tolist() for g in by_length(lengths, 2)]
+def test_packed_rows_are_counted_off_in_their_own_order() -> None:
+    groups = Cut(rows=2, packed=True)(torch.tensor([5, 1, 4, 1, 3]))
+    assert [group.tolist() for group in groups] == [[0, 1], [2, 3], [4]]
+
+
+def test_rows_of_a_group_stay_together_where_they_fit() -> None:
+    assert together([3, 3, 4, 4, 2], 6, [7, 7, 8, 8, 9]) == [[0, 1], [2], [3], [4]]
+    assert together([3, 3], 9, None) == [[0], [1]]
+    lengths, group = torch.tensor([3, 5, 3, 5, 3, 5]), torch.tensor([0, 1, 0, 1, 0, 1])
+    passes = Cut(rows=1, tokens=15, packed=True)(lengths, group)
+    assert [rows.tolist() for rows in passes] == [[1, 3, 5], [0, 2, 4]]
+
+
+def test_groups_are_taken_apart_where_another_rank_needs_more_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(micro_batches, "all_max", lambda count: count + 3)
+    passes = Cut(rows=1, tokens=100, packed=True)(torch.tensor([4, 4, 4, 4]), torch.tensor([0, 0, 1, 1]))
+    assert sorted(rows.tolist() for rows in passes) == [[0], [1], [2], [3]]
 
 
 @pytest.mark.parametrize(("rows", "tokens", "name"), [(5, None, "micro_batch_size=5"), (4, 7, "tokens=7")])
