@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf.evaluation.best_of_n import BestOfN
 from rlhf.evaluation.policies import Response, Summary
 
 PANELS = {
@@ -58,9 +59,15 @@ def curves(metrics: Path, picture: Path, panels: Mapping[str, Sequence[str]] = P
 
 
 def comparison(
-    picture: Path, summaries: Sequence[Summary], responses: Mapping[str, Sequence[Response]]
+    picture: Path,
+    summaries: Sequence[Summary],
+    responses: Mapping[str, Sequence[Response]],
+    curve: Sequence[BestOfN] = (),
 ) -> None:
-    """Left, the scores of every policy's responses; right, mean score against KL to the reference."""
+    """Left, the scores of every policy's responses; right, mean score against KL to the reference.
+
+    The line on the right is the best of n responses of the reference, for every n of ``curve``.
+    """
     plt = _pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), constrained_layout=True)
     scores = [response.score for rows in responses.values() for response in rows]
@@ -73,6 +80,10 @@ def comparison(
     for one in summaries:
         right.errorbar(one.kl, one.score, xerr=one.kl_error, yerr=one.score_error, fmt="o", capsize=3)
         right.annotate(one.policy, (one.kl, one.score), xytext=(6, -10), textcoords="offset points")
+    if curve:
+        bounds, means = [one.kl_bound for one in curve], [one.score for one in curve]
+        right.plot(bounds, means, "-", color="grey", linewidth=1, label=f"best of 1 … {len(curve)}")
+        right.legend()
     right.set_xlabel("KL to the reference, nats per response (best-of-n: bound)")
     right.set_ylabel("mean score")
     right.margins(x=0.15)

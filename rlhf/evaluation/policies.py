@@ -93,15 +93,23 @@ def summarise_best(policy: str, responses: Sequence[Response], n: int) -> Summar
     return summary
 
 
-def best_of(responses: Sequence[Response], n: int) -> list[Response]:
-    """The highest score of each run of ``n`` consecutive responses; ties go to the first.
+def best_of(responses: Sequence[Response], n: int, samples: int | None = None) -> list[Response]:
+    """The highest score of the first ``n`` of each run of ``samples`` responses; ties go to the first.
+
+    Args:
+        responses: those to one prompt in succession.
+        n: how many of them are considered.
+        samples: how many there are; ``n`` when None.
 
     Raises:
-        ValueError: the responses cannot be shared out in runs of ``n``.
+        ValueError: the responses cannot be shared out in such runs, or the runs are shorter than ``n``.
     """
-    if n < 1 or len(responses) % n:
-        raise ValueError(f"{len(responses)} responses cannot be shared out in groups of {n}")
-    groups = [responses[first : first + n] for first in range(0, len(responses), n)]
+    samples = n if samples is None else samples
+    if not 1 <= n <= samples or len(responses) % samples:
+        raise ValueError(
+            f"{len(responses)} responses cannot be shared out in groups of {samples} with a best of {n}"
+        )
+    groups = [responses[first : first + n] for first in range(0, len(responses), samples)]
     return [max(group, key=lambda response: response.score) for group in groups]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from rlhf.evaluation.best_of_n import BestOfN
 from rlhf.evaluation.pairs import Agreement
 from rlhf.evaluation.policies import Response, Summary
 
@@ -30,6 +31,22 @@ def policy_table(summaries: Sequence[Summary], judge: str) -> str:
             f"{one.perplexity:.1f}",
         ]
         for one in summaries
+    ]
+    return markdown([head, *rows])
+
+
+def best_of_n_table(curve: Sequence[BestOfN], judge: str) -> str:
+    """One row a power of two, and one for the largest n."""
+    head = ["n", "score", judge, "KL nats"]
+    rows = [
+        [
+            str(one.n),
+            f"{one.score:.2f} ± {one.score_error:.2f}",
+            "–" if one.judge is None else f"{one.judge:.3f} ± {one.judge_error:.3f}",
+            f"≤ {one.kl_bound:.2f}",
+        ]
+        for one in curve
+        if one.n.bit_count() == 1 or one.n == len(curve)
     ]
     return markdown([head, *rows])
 
@@ -77,11 +94,13 @@ def write_json(
     summaries: Sequence[Summary],
     agreements: Sequence[Agreement],
     responses: Mapping[str, Sequence[Response]],
+    curve: Sequence[BestOfN] = (),
 ) -> None:
     """Everything in the tables and every response behind them."""
     content = {
         "policies": [asdict(one) for one in summaries],
         "pairs": [asdict(one) for one in agreements],
+        "best_of_n": [asdict(one) for one in curve],
         "responses": {name: [asdict(one) for one in rows] for name, rows in responses.items()},
     }
     file.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")

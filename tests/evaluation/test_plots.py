@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.evaluation.best_of_n import best_of_n
 from rlhf.evaluation.plots import comparison, curves
 from rlhf.evaluation.policies import Response, summarise, summarise_best
 
@@ -75,3 +76,6 @@ def test_policies_are_compared_in_a_picture(tmp_path: Path, scores: list[float])
     summaries = [summarise("reference", rows["reference"]), summarise_best("best of 2", rows["best of 2"], 2)]
     comparison(tmp_path / "policies.png", summaries, rows)
     assert size(tmp_path / "policies.png")
+    points = best_of_n(rows["reference"] * 2, 3)
+    comparison(tmp_path / "curve.png", summaries, rows, points)
+    assert size(tmp_path / "curve.png")

@@ -105,6 +105,14 @@ def test_the_best_by_a_noisy_proxy_has_the_gold_score_of_theory(n: int, expected
     assert expected > 8 * error  # the best by nothing would have 0
 
 
+def test_best_of_fewer_than_were_drawn_looks_at_the_first_ones() -> None:
+    rows = [response(score=score) for score in [1.0, 3.0, 9.0, -1.0, -2.0, 9.0]]
+    assert [row.score for row in best_of(rows, 2, 3)] == [3.0, -1.0]
+    assert [row.score for row in best_of(rows, 3, 3)] == [9.0, 9.0]
+    with pytest.raises(ValueError, match="6 responses cannot be shared out in groups of 3 with a best of 4"):
+        best_of(rows, 4, 3)
+
+
 @pytest.mark.parametrize("n", [0, 4])
 def test_responses_that_do_not_divide_are_refused(n: int) -> None:
     with pytest.raises(ValueError, match=f"6 responses cannot be shared out in groups of {n}"):

@@ -3,9 +3,17 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.evaluation.best_of_n import BestOfN
 from rlhf.evaluation.pairs import Agreement
 from rlhf.evaluation.policies import Response, Summary
-from rlhf.evaluation.report import agreement_table, markdown, policy_table, side_by_side, write_json
+from rlhf.evaluation.report import (
+    agreement_table,
+    best_of_n_table,
+    markdown,
+    policy_table,
+    side_by_side,
+    write_json,
+)
 
 
 def summary() -> Summary:
@@ -79,6 +87,23 @@ def test_the_policy_table_holds_every_number() -> None:
     assert cells(bound)[2:6] == ["≤ 1.83", "–", "–", "–"]
 
 
+def curve(n: int) -> list[BestOfN]:
+    return [
+        BestOfN(n=k, score=k / 3, score_error=0.125, judge=None, judge_error=None, kl_bound=k / 8)
+        for k in range(1, n + 1)
+    ]
+
+
+def test_the_best_of_n_table_has_the_powers_of_two_and_the_last() -> None:
+    lines = best_of_n_table(curve(6), "vader").splitlines()
+    assert cells(lines[0]) == ["n", "score", "vader", "KL nats"]
+    assert [cells(line)[0] for line in lines[2:]] == ["1", "2", "4", "6"]
+    assert cells(lines[4]) == ["4", "1.33 ± 0.12", "–", "≤ 0.50"]
+    judged = curve(1)
+    judged[0].judge, judged[0].judge_error = 0.4567, 0.0123
+    assert cells(best_of_n_table(judged, "vader").splitlines()[2])[2] == "0.457 ± 0.012"
+
+
 def test_the_agreement_table_holds_every_number() -> None:
     line = agreement_table([agreed()]).splitlines()[2]
     assert cells(line) == ["reward", "400", "0.785", "0.742 – 0.823", "1.2%"]
@@ -106,7 +131,7 @@ def test_policies_with_other_numbers_of_responses_are_not_set_side_by_side() -> 
 
 def test_the_json_holds_everything_and_is_json(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
-    write_json(file, [summary(), best()], [agreed()], {"PPO": responses()})
+    write_json(file, [summary(), best()], [agreed()], {"PPO": responses()}, curve(3))
 
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is no JSON")
@@ -115,4 +140,5 @@ def test_the_json_holds_everything_and_is_json(tmp_path: Path) -> None:
     assert content["policies"][0]["kl"] == 3.456
     assert content["policies"][1]["judge"] is None
     assert content["pairs"][0]["accuracy"] == 0.785
+    assert [one["n"] for one in content["best_of_n"]] == [1, 2, 3]
     assert [row["text"] for row in content["responses"]["PPO"]] == [" text 0 ", " text 1 "]
