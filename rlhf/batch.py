@@ -155,6 +155,18 @@ class Rollout(Rows):
         """(B,) int64 response tokens of each row, the end token included."""
         return self.mask.sum(1)
 
+    def after(self, prompts: PromptBatch) -> Rollout:
+        """The same responses after other prompts: what the policy alone is to have read is taken away."""
+        return Rollout(
+            tokens=torch.cat([prompts.tokens, self.responses], dim=1),
+            prompt_mask=prompts.mask,
+            mask=self.mask,
+            ended=self.ended,
+            sampler_logprobs=self.sampler_logprobs,
+            index=self.index,
+            group=self.group,
+        )
+
     def widened(self, prompt: int, response: int) -> Rollout:
         """The same rows with padding up to ``prompt`` and ``response`` columns."""
         left, right = prompt - self.prompt_mask.shape[1], response - self.mask.shape[1]

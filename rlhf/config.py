@@ -25,6 +25,7 @@ from rlhf.algorithms import (
     value_losses,
 )
 from rlhf.algorithms.policy_gradient import PolicyGradient
+from rlhf.data import selections
 from rlhf.data.feedback import FeedbackData
 from rlhf.data.sets import PreferenceData, PromptData, SupervisedData
 from rlhf.distributed.engine_config import EngineConfig, Plain, ZeRO
@@ -361,9 +362,13 @@ class Generate(Offline):
     samples: int = 1
     """Responses to each prompt; with best_of they are the survivors."""
     best_of: int = 1
-    """Draw this many for each that is kept, the one with the highest score; 1 keeps all, without a reward."""
+    """Draw this many for each that is kept, the first with the highest score; 1 keeps all, scored where a
+    reward is given."""
     decoding: Decoding
     """How tokens are chosen."""
+    prefix: str = ""
+    """Control prefix that the policy reads before every prompt, such as the good one of rlhf select
+    selection=label; rows and rewards have the bare prompt."""
     stop: list[str] = field(default_factory=list)
     """Texts that end a response, which keeps them; beside the model's end tokens."""
     resume: bool = False
@@ -388,6 +393,22 @@ class Score(Offline):
 
 
 @dataclass(kw_only=True, slots=True)
+class Select:
+    """``rlhf select``: from scored responses to rows that are learnt."""
+
+    name: str = "???"
+    """The rows go to runs/NAME/selected.jsonl; a folder that has one is refused."""
+    input: list[str] = field(default_factory=list)
+    """Files of scored responses, those of rlhf generate with a reward or of rlhf score; one pool together."""
+    selection: selections.Selection
+    """Which responses are learnt, and as what."""
+    score_field: str = "score"
+    """Field with the score."""
+    keep_cut: bool = False
+    """Take responses that were cut off (ended: false) too, although training puts an end token after them."""
+
+
+@dataclass(kw_only=True, slots=True)
 class Evaluate(Offline):
     """``rlhf evaluate``: policies side by side, and a reward model against human labels."""
 
@@ -397,8 +418,12 @@ class Evaluate(Offline):
     """What the table calls it."""
     policies: dict[str, str] = field(default_factory=dict)
     """Further rows: a label and a run folder or model each."""
+    prefixes: dict[str, str] = field(default_factory=dict)
+    """Control prefixes that policies of these labels read before every prompt; the reward, the judge and the
+    reference read the bare one."""
     best_of: list[int] = field(default_factory=list)
-    """Further rows: the best of this many responses of the reference, by the reward."""
+    """Further rows: the best of this many responses of the reference, by the reward. The largest is
+    also how many the curve of score against n is estimated from."""
     judge: str | None = None
     """package.module:name of a function that nothing was trained on, for a second opinion; null for none."""
     prompts: PromptData = field(default_factory=PromptData)
@@ -413,6 +438,11 @@ class Evaluate(Offline):
         Offline.__post_init__(self)
         if any(n < 1 for n in self.best_of):
             raise ValueError(f"Evaluate.best_of must hold counts of at least 1, got {self.best_of}")
+        if unknown := sorted(set(self.prefixes) - set(self.policies)):
+            raise ValueError(
+                f"Evaluate.prefixes must have labels of policies ({', '.join(self.policies) or 'none'}), "
+                f"got {', '.join(unknown)}"
+            )
 
 
 def _expect_positive(config: Job | Offline | RolloutConfig | PretrainingConfig, *names: str) -> None:
@@ -486,6 +516,16 @@ GROUPS: dict[str, dict[str, type]] = {
         "reasoning_gym": ReasoningGym,
         "instructions": Instructions,
         "none": NoReward,
+    },
+    "selection": {
+        "best": selections.Best,
+        "top": selections.Top,
+        "above": selections.Above,
+        "label": selections.Label,
+        "quantiles": selections.Quantiles,
+        "pairs": selections.Pairs,
+        "all_pairs": selections.AllPairs,
+        "labelled": selections.Labelled,
     },
     "decoding": {"sampling": Sampling, "truncated": Truncated, "greedy": Greedy},
 }

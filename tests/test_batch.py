@@ -54,6 +54,22 @@ def test_a_rollout_derives_responses_lengths_and_attention() -> None:
     assert len(batch) == 2
 
 
+def test_responses_are_moved_behind_other_prompts() -> None:
+    whole = rollout()
+    other = PromptBatch(
+        tokens=torch.tensor([[7], [8]]),
+        mask=torch.ones(2, 1, dtype=torch.bool),
+        index=whole.index,
+        group=whole.group,
+    )
+    moved = whole.after(other)
+    assert moved.tokens[:, 0].tolist() == [7, 8]
+    torch.testing.assert_close(moved.responses, whole.responses)
+    torch.testing.assert_close(moved.attention_mask, torch.cat([other.mask, whole.mask], dim=1))
+    torch.testing.assert_close(moved.sampler_logprobs, whole.sampler_logprobs)
+    assert whole.tokens.shape == rollout().tokens.shape
+
+
 def test_rows_are_selected_by_number_and_by_mask() -> None:
     batch = rollout()
     for index in (torch.tensor([1]), torch.tensor([False, True])):

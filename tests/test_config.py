@@ -230,6 +230,7 @@ WRONG_TYPE = [
     ("sft", "data=file.jsonl"),
     ("rl", "algorithm.aggregation=token_mean"),
     ("evaluate", "best_of=16"),
+    ("select", "input=scores.jsonl"),
 ]
 ADDED_OR_DELETED = [
     ("sft", "+new.key=1"),
@@ -284,6 +285,9 @@ OUT_OF_RANGE = [
     ("generate", "best_of=2"),
     ("generate", "micro_batch_size=0"),
     ("evaluate", "best_of=[16,0]"),
+    ("select", "selection=top selection.fraction=0"),
+    ("select", "selection=quantiles selection.count=1"),
+    ("select", "selection=pairs selection.margin=-1"),
 ]
 
 

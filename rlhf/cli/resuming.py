@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from rlhf.cli.application import Place
-from rlhf.rollout.texts import PromptTexts
+from rlhf.data.rows import Prompt
 
 FREE = ("resume:", "micro_batch_size:")
 """Settings that change no response."""
@@ -36,12 +35,12 @@ def expect_same_settings(place: Place, file: Path) -> None:
         )
 
 
-def keep_finished(file: Path, prompts: PromptTexts, samples: int) -> int:
+def keep_finished(file: Path, prompts: Sequence[Prompt], samples: int) -> int:
     """Cut the file after the last prompt that has all its responses, and say how many have.
 
     Args:
         file: JSON lines, ``samples`` for each prompt, in the order of the prompts; the end may be missing.
-        prompts: what is to be answered.
+        prompts: what is to be answered, as the rows have it.
         samples: lines that a prompt gets.
 
     Raises:
@@ -52,9 +51,11 @@ def keep_finished(file: Path, prompts: PromptTexts, samples: int) -> int:
         lines.pop()  # cut while it was written
     done = len(lines) // samples
     lines = lines[: done * samples]
-    wanted = prompts.texts(torch.arange(done)) if done else []
     for number, line in enumerate(lines):
-        if _prompt(line, f"{file}, line {number + 1}") != wanted[number // samples]:
+        wanted = list(
+            prompts[number // samples : number // samples + 1]
+        )  # none where the file of prompts is shorter now
+        if [_prompt(line, f"{file}, line {number + 1}")] != wanted:
             raise ValueError(
                 f"{file}, line {number + 1} answers another prompt than that of the prompts' file"
             )

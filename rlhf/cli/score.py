@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import torch
 
@@ -11,16 +12,16 @@ from rlhf.cli.application import Command, Place
 from rlhf.cli.pieces import claim_results, load_reward, single_process
 from rlhf.cli.room import longest
 from rlhf.config import Score
+from rlhf.data.rows import SupervisedRow
 from rlhf.data.tokenizers import load_tokenizer
 from rlhf.distributed.engine_config import Plain
 from rlhf.models.sources import Pretrained
 from rlhf.progress_bar import progress
 from rlhf.rewards.sources import RewardModel
-from rlhf.rewards.texts import decoded
 
 
 def score(config: Score, place: Place) -> None:
-    """Write ``scores.jsonl``: every row's prompt, response and score."""
+    """Write ``scores.jsonl``: every row, its texts as prompt and response, with its score."""
     single_process(place, "rlhf score")
     claim_results(place, ("scores.jsonl",))
     source = config.tokenizer
@@ -46,14 +47,17 @@ def score(config: Score, place: Place) -> None:
         for index in torch.arange(len(rows)).split(config.micro_batch_size):
             batch = rows.batch(index).to(place.runtime.device)
             scores = reward.sequences(batch, tokenizer, rows.columns(index)).tolist()
-            prompts = decoded(batch.tokens, batch.attention_mask & ~batch.mask, tokenizer)
-            responses = decoded(batch.tokens, batch.mask, tokenizer)
-            for prompt, response, value in zip(prompts, responses, scores, strict=True):
-                line = {"prompt": prompt, "response": response, "score": value}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            for number, value in zip(index.tolist(), scores, strict=True):
+                line = _line(rows.rows[number], value)
+                file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
             total += sum(scores)
             bar.update(len(scores))
     sys.stdout.write(f"{len(rows)} scores, mean {total / len(rows):.4f}: {place.folder / 'scores.jsonl'}\n")
+
+
+def _line(row: SupervisedRow, score: float) -> dict[str, Any]:
+    text = {"prompt": row.prompt, "response": row.response}
+    return text | row.columns | text | {"score": score}  # the texts stand first, and win over columns
 
 
 COMMAND = Command(schema=Score, job=score)

@@ -12,6 +12,7 @@ from rlhf.batch import LabelledBatch, PreferenceBatch, PromptBatch, SequenceBatc
 from rlhf.data.collation import pad_preferences, pad_prompts, pad_sequences
 from rlhf.data.encoding import Encoded
 from rlhf.data.fitting import Report
+from rlhf.data.rows import Prompt, SupervisedRow
 
 
 @dataclass(kw_only=True, slots=True)
@@ -21,8 +22,8 @@ class SupervisedSet:
     encoded: list[Encoded]
     pad_id: int
     report: Report
-    others: list[dict[str, Any]] = field(default_factory=list)
-    """Other columns of the rows, for functions that score them."""
+    rows: list[SupervisedRow] = field(default_factory=list)
+    """The rows as they were read, for what scores them and writes them with their scores."""
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -42,7 +43,7 @@ class SupervisedSet:
 
     def columns(self, index: Tensor) -> list[dict[str, Any]]:
         """Other columns of the rows that ``index`` (B,) names."""
-        return [self.others[i] for i in index.tolist()]
+        return [self.rows[i].columns for i in index.tolist()]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -122,6 +123,8 @@ class PromptSet:
     others: list[dict[str, Any]]
     pad_id: int
     report: Report
+    given: list[Prompt] = field(default_factory=list)
+    """The prompts as their rows have them, before any template."""
 
     def __len__(self) -> int:
         return len(self.prompts)

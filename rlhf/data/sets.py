@@ -55,15 +55,15 @@ class SupervisedData:
         """The rows, checked and encoded; what was left out is logged and reported."""
         rows, report = parsed_rows(self.path, self.split, self.config, self.limit, self._parse)
         encoded: list[Encoded] = []
-        others = []
+        kept = []
         for row, whole in zip(rows, encode_supervised(rows, tokenizer, targets=self.targets), strict=True):
             fitted = within_limit([whole], self.max_length, self.overlong, report, row.where)
             if fitted is not None:
                 encoded.extend(fitted)
-                others.append(row.columns)
+                kept.append(row)
                 report.keep(truncated=fitted[0] is not whole)
         finish(report)
-        return SupervisedSet(encoded=encoded, pad_id=pad_id_of(tokenizer), report=report, others=others)
+        return SupervisedSet(encoded=encoded, pad_id=pad_id_of(tokenizer), report=report, rows=kept)
 
     def _parse(self, row: Row) -> SupervisedRow:
         return supervised_row(
@@ -181,6 +181,7 @@ class PromptData:
             result.prompts.append(prompt)
             result.strings.append(prompt_text(row, tokenizer))
             result.others.append(row.columns)
+            result.given.append(row.prompt)
             report.keep()
         finish(report)
         return result

@@ -10,7 +10,7 @@ from torch import Tensor
 from rlhf.batch import Rollout
 from rlhf.data.loaded import PromptSet
 from rlhf.evaluation.policies import Response
-from rlhf.models.actor import Actor
+from rlhf.models.actor import Actor, FullLogprobs
 from rlhf.ops.kl import k1
 from rlhf.ops.logprobs import exact_kl
 from rlhf.rewards.functions import ScoreFunction, as_scores, call_function
@@ -41,24 +41,33 @@ class Evaluator:
 
     @torch.no_grad()
     def __call__(
-        self, actor: Actor, index: Tensor, samples: int, progress: Callable[[int], object]
+        self,
+        actor: Actor,
+        index: Tensor,
+        samples: int,
+        progress: Callable[[int], object],
+        *,
+        asked: PromptSet | None = None,
     ) -> list[Response]:
         """``samples`` responses to each prompt of ``index``, those of one prompt in succession.
 
         The same seed and prompts give every policy the same random numbers, so that differences between
-        policies are less noisy than the policies.
+        policies are less noisy than the policies. The policy alone reads the prompts of ``asked``, which are
+        the same ones behind a control prefix; everything else reads the bare ones.
         """
         responses: list[Response] = []
         for part in index.split(max(self.rows // samples, 1)):
-            prompts = self.prompts.batch(part, samples=samples, groups=part)
-            noise = row_noise(prompts.group, self.sampler.max_new_tokens, self.seed, "evaluate")
-            rollout = self.sampler.sample(actor, prompts.to(self.device), noise.to(self.device))
-            responses += self._measured(actor, rollout)
+            bare = self.prompts.batch(part, samples=samples, groups=part).to(self.device)
+            read = bare if asked is None else asked.batch(part, samples=samples, groups=part).to(self.device)
+            noise = row_noise(bare.group, self.sampler.max_new_tokens, self.seed, "evaluate")
+            rollout = self.sampler.sample(actor, read, noise.to(self.device))
+            responses += self._measured(actor, rollout, rollout if asked is None else rollout.after(bare))
             progress(len(rollout))
         return responses
 
-    def _measured(self, actor: Actor, rollout: Rollout) -> list[Response]:
-        ref_logprobs, kl, exact = self._divergence(actor, rollout)
+    def _measured(self, actor: Actor, own: Rollout, rollout: Rollout) -> list[Response]:
+        """What the responses are worth: ``own`` is as the policy read them, ``rollout`` as all others do."""
+        ref_logprobs, kl, exact = self._divergence(actor, own, rollout)
         prompts, texts = self.texts.prompts(rollout), self.texts.responses(rollout)
         scores = expect_finite(self.reward(rollout, self.texts), prompts, "the reward")
         judged = self._judged(prompts, texts, rollout)
@@ -86,13 +95,16 @@ class Evaluator:
         judged: list[float | None] = scores.tolist()
         return judged
 
-    def _divergence(self, actor: Actor, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
+    def _divergence(self, actor: Actor, own: Rollout, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
         """(B,) each, summed over the response: log π_ref, k1, and the KL over the whole vocabulary."""
-        temperature = self.sampler.temperature
-        inputs = (rollout.tokens, rollout.attention_mask, rollout.prompt_mask.shape[1], temperature)
-        policy = actor(*inputs, full=True)
-        reference = policy if actor is self.reference else self.reference(*inputs, full=True)
-        exact = exact_kl(policy.logits, reference.logits, temperature)
+        policy = self._scored(actor, own)
+        same = actor is self.reference and own is rollout
+        reference = policy if same else self._scored(self.reference, rollout)
+        exact = exact_kl(policy.logits, reference.logits, self.sampler.temperature)
         per_token = (reference.logprobs, k1(policy.logprobs, reference.logprobs), exact)
         summed = [torch.where(rollout.mask, part, 0.0).sum(1) for part in per_token]
         return summed[0], summed[1], summed[2]
+
+    def _scored(self, model: Actor, rollout: Rollout) -> FullLogprobs:
+        width, temperature = rollout.prompt_mask.shape[1], self.sampler.temperature
+        return model(rollout.tokens, rollout.attention_mask, width, temperature, full=True)

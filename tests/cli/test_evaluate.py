@@ -34,6 +34,7 @@ def report(rlhf: Any, workspace: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     folder = tmp_path / "runs" / "report"
     assert (folder / "policies.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "report.md").read_text().strip() in outcome.out
+    assert "The best of n responses of reference, estimated from 2 a prompt:\n\n| n | score" in outcome.out
     return json.loads((folder / "report.json").read_text())
 
 
@@ -63,3 +64,38 @@ def test_agreement_with_human_labels_counts_every_pair(report: dict[str, Any]) -
     assert set(pairs) == {"reward", "length"}
     assert pairs["length"]["accuracy"] == 1.0
     assert all(row["pairs"] == 12 for row in pairs.values())
+
+
+def test_the_best_of_n_has_a_curve_up_to_the_largest_n(report: dict[str, Any]) -> None:
+    """From as many samples as n the estimate is the mean of the best, the row of the table."""
+    one, two = report["best_of_n"]
+    assert (one["n"], two["n"]) == (1, 2)
+    assert two["score"] == pytest.approx(report["policies"][1]["score"])
+    assert two["score_error"] == pytest.approx(report["policies"][1]["score_error"])
+    assert one["score"] <= two["score"]
+    assert two["kl_bound"] == report["policies"][1]["kl"]
+
+
+def test_a_policy_behind_a_prefix_differs_from_itself_without(
+    rlhf: Any, workspace: Any, tmp_path: Path
+) -> None:
+    arguments = [
+        f"reference.path={workspace.sft}",
+        f"reward.path={workspace.reward}",
+        f"prompts.path={workspace.prompts}",
+        "sampling.max_new_tokens=4",
+        f"+policies={{same: {workspace.sft}, asked: {workspace.sft}}}",
+    ]
+    outcome = rlhf("evaluate", "name=prefix", *arguments, '+prefixes={asked: "is fine "}')
+    assert outcome.status == 0, outcome.err
+    content = json.loads((tmp_path / "runs" / "prefix" / "report.json").read_text())
+    same, asked = (content["responses"][name] for name in ("same", "asked"))
+    assert [row["prompt"] for row in asked] == [row["prompt"] for row in same]
+    assert all(row["kl"] != 0 for row in asked)
+    assert content["best_of_n"] == []
+    outcome = rlhf("evaluate", "name=other", *arguments, "+prefixes={aksed: x}")
+    assert outcome.status == 1
+    assert (
+        "Evaluate.prefixes must have labels of policies (same, asked), got aksed"
+        in outcome.err.splitlines()[-1]
+    )

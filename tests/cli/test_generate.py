@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from rlhf.batch import Rollout
+from rlhf.cli import generate as command
 
 
 def responses(rlhf: Any, folder: Path, name: str, *arguments: str) -> list[dict[str, Any]]:
@@ -136,3 +140,65 @@ def test_one_token_left_is_the_greedy_one(rlhf: Any, tmp_path: Path, arguments: 
     greedy = responses(rlhf, tmp_path, "one", *arguments, "decoding=greedy")
     one = responses(rlhf, tmp_path, "cut", *arguments, "decoding=truncated", "decoding.top_k=1")
     assert one == greedy
+
+
+# Control prefixes
+
+
+def test_the_policy_reads_the_prefix_and_the_rows_do_not(
+    rlhf: Any, tmp_path: Path, arguments: list[str]
+) -> None:
+    asked = tmp_path / "asked.jsonl"
+    texts = ["the film", "a dull", "the sea"]
+    asked.write_text("".join(json.dumps({"prompt": f"is fine {text}"}) + "\n" for text in texts))
+    many = [*arguments, "samples=16", "decoding.max_new_tokens=16"]
+    behind = responses(rlhf, tmp_path, "behind", *many, "prompts.limit=3", "prefix='is fine '")
+    told = responses(rlhf, tmp_path, "told", *many, f"prompts.path={asked}")
+    assert [row["prompt"] for row in behind[::16]] == texts
+    assert [row | {"prompt": ""} for row in behind] == [row | {"prompt": ""} for row in told]
+    bare = responses(rlhf, tmp_path, "bare", *many, "prompts.limit=3")
+    assert [row["response"] for row in behind] != [row["response"] for row in bare]
+
+
+def test_a_reward_reads_the_bare_prompt_and_the_response(
+    rlhf: Any, tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Rollout] = []
+
+    def reward(rollout: Rollout, texts: Any) -> torch.Tensor:
+        seen.append(rollout)
+        return torch.arange(len(rollout)).float()
+
+    monkeypatch.setattr(command, "load_reward", lambda *_, **__: reward)
+    scored = [*arguments, "prompts.limit=3", "reward=model", "reward.path=unread", "samples=2"]
+    bare = responses(rlhf, tmp_path, "bare", *scored)
+    assert [row["score"] for row in bare] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert {row["best_of"] for row in bare} == {1}
+    responses(rlhf, tmp_path, "behind", *scored, "prefix='is fine '")
+    without, behind = seen
+    width = without.prompt_mask.shape[1]
+    assert behind.tokens[:, :width].equal(without.tokens[:, :width])
+    assert behind.prompt_mask.equal(without.prompt_mask)
+    assert not behind.responses.equal(without.responses)
+
+
+def test_a_kept_response_says_of_how_many_it_is_the_best(
+    rlhf: Any, tmp_path: Path, arguments: list[str], workspace: Any
+) -> None:
+    scored = [*arguments, "reward=model", f"reward.path={workspace.reward}", "prompts.limit=3"]
+    rows = responses(rlhf, tmp_path, "three", *scored, "best_of=3")
+    assert all(set(row) == {"prompt", "response", "ended", "score", "best_of"} for row in rows)
+    assert [row["best_of"] for row in rows] == [3, 3, 3]
+
+
+def test_a_file_with_more_responses_than_prompts_is_refused(
+    rlhf: Any, tmp_path: Path, arguments: list[str], workspace: Any
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_bytes(workspace.prompts.read_bytes())
+    given = [*arguments, f"prompts.path={prompts}"]
+    responses(rlhf, tmp_path, "shorter", *given)
+    prompts.write_text('{"prompt": "the film"}\n')
+    outcome = rlhf("generate", "name=shorter", *given, "resume=true")
+    assert outcome.status == 1
+    assert "line 2 answers another prompt than that of the prompts' file\n" in outcome.err

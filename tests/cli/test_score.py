@@ -34,6 +34,20 @@ def test_score_is_the_logit_of_the_saved_classifier(rlhf: Any, workspace: Any, t
     assert f"2 scores, mean {mean:.4f}: " in outcome.out
 
 
+def test_a_row_is_written_as_it_came_with_its_score(rlhf: Any, workspace: Any, tmp_path: Path) -> None:
+    """Its other columns stay, an old score does not, and the texts have their usual names."""
+    file = tmp_path / "rows.jsonl"
+    row = {"score": 7.0, "ended": True, "q": "the film", "a": " is good", "answer": 4}
+    file.write_text(json.dumps(row) + "\n")
+    fields = ["data.prompt_field=q", "data.response_field=a"]
+    outcome = rlhf("score", "name=scores", f"reward.path={workspace.reward}", f"data.path={file}", *fields)
+    assert outcome.status == 0, outcome.err
+    written = json.loads((tmp_path / "runs" / "scores" / "scores.jsonl").read_text())
+    kept = {"prompt": "the film", "response": " is good", "ended": True, "answer": 4}
+    assert {name: value for name, value in written.items() if name != "score"} == kept
+    assert written["score"] != 7.0
+
+
 def test_reward_function_needs_a_tokenizer(rlhf: Any, workspace: Any) -> None:
     function = ["reward=function", "reward.function=rlhf.rewards.vader:vader"]
     outcome = rlhf("score", *function, f"data.path={workspace.demonstrations}")

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -97,6 +98,27 @@ def test_a_response_is_measured_as_by_hand() -> None:
         assert row.kl == pytest.approx(float(k1), rel=1e-4, abs=1e-5)
         assert row.exact_kl == pytest.approx(float((own.exp() * (own - other)).sum()), rel=1e-4, abs=1e-5)
         assert row.ref_logprob == pytest.approx(float(other.gather(1, picked).sum()), rel=1e-4)
+
+
+def test_the_policy_alone_reads_what_stands_before_the_prompt() -> None:
+    policy, reference, measure = actor(1), actor(0), evaluator()
+    asked = replace(measure.prompts, prompts=[[0, 9, *row[1:]] for row in measure.prompts.prompts])
+    rows = measure(policy, torch.arange(3), 2, lambda count: None, asked=asked)
+    assert [row.text for row in rows] != [row.text for row in respond(policy)]
+    checked = 0
+    for row in rows:
+        prompt = tokenizer()(row.prompt)["input_ids"]
+        shown = tokenizer()(row.text)["input_ids"]
+        if len(shown) != row.tokens - row.ended:
+            continue  # it said <pad> or <bos>, which the text does not show
+        response = [*shown, EOS] if row.ended else shown
+        picked = torch.tensor(response)[:, None]
+        own, other = by_hand(policy, [0, 9, *prompt], response), by_hand(reference, [0, *prompt], response)
+        assert row.kl == pytest.approx(float((own - other).gather(1, picked).sum()), rel=1e-4, abs=1e-5)
+        assert row.exact_kl == pytest.approx(float((own.exp() * (own - other)).sum()), rel=1e-4, abs=1e-5)
+        assert row.ref_logprob == pytest.approx(float(other.gather(1, picked).sum()), rel=1e-4)
+        checked += 1
+    assert checked > 2
 
 
 def test_the_reference_has_no_kl_to_itself() -> None:
