@@ -24,7 +24,7 @@ def report(rlhf: Any, workspace: Any, tmp_path: Path, monkeypatch: pytest.Monkey
         f"reference.path={workspace.sft}",
         f"+policies={{same: {workspace.sft}}}",
         f"reward.path={workspace.reward}",
-        "best_of=[2]",
+        "best_of=[2,3]",
         "judge=length_judge:length",
         f"prompts.path={workspace.prompts}",
         f"pairs.path={workspace.pairs}",
@@ -34,15 +34,16 @@ def report(rlhf: Any, workspace: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     folder = tmp_path / "runs" / "report"
     assert (folder / "policies.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "report.md").read_text().strip() in outcome.out
-    assert "The best of n responses of reference, estimated from 2 a prompt:\n\n| n | score" in outcome.out
+    assert "The best of n responses of reference, estimated from 3 a prompt:\n\n| n | score" in outcome.out
     return json.loads((folder / "report.json").read_text())
 
 
 def test_a_row_for_each_policy(report: dict[str, Any]) -> None:
-    assert [row["policy"] for row in report["policies"]] == ["reference", "best of 2", "same"]
+    assert [row["policy"] for row in report["policies"]] == ["reference", "best of 2", "best of 3", "same"]
     assert {name: len(rows) for name, rows in report["responses"].items()} == {
         "reference": 12,
         "best of 2": 12,
+        "best of 3": 12,
         "same": 12,
     }
 
@@ -68,12 +69,16 @@ def test_agreement_with_human_labels_counts_every_pair(report: dict[str, Any]) -
 
 def test_the_best_of_n_has_a_curve_up_to_the_largest_n(report: dict[str, Any]) -> None:
     """From as many samples as n the estimate is the mean of the best, the row of the table."""
-    one, two = report["best_of_n"]
-    assert (one["n"], two["n"]) == (1, 2)
-    assert two["score"] == pytest.approx(report["policies"][1]["score"])
-    assert two["score_error"] == pytest.approx(report["policies"][1]["score_error"])
-    assert one["score"] <= two["score"]
-    assert two["kl_bound"] == report["policies"][1]["kl"]
+    one, two, three = report["best_of_n"]
+    assert (one["n"], two["n"], three["n"]) == (1, 2, 3)
+    row = report["policies"][2]
+    assert three["score"] == pytest.approx(row["score"])
+    assert three["score_error"] == pytest.approx(row["score_error"])
+    assert one["score"] <= two["score"] <= three["score"]
+    assert three["kl_bound"] == row["kl"]
+    few, many = (report["responses"][f"best of {n}"] for n in (2, 3))
+    assert [row["prompt"] for row in few] == [row["prompt"] for row in many]
+    assert all(b["score"] >= a["score"] for a, b in zip(few, many, strict=True))
 
 
 def test_a_policy_behind_a_prefix_differs_from_itself_without(
