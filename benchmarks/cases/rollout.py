@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from benchmarks.bench import Bench, dtype_name
 from benchmarks.cases.models import (
@@ -41,6 +41,8 @@ ENDS = 48
 Shape = tuple[Size, int, int, int, float | None]
 """Size, rows, tokens of a prompt and of a response, and tokens a second that are wanted."""
 CONTINUOUS = "continuous batching"
+PAGE = 32
+"""Tokens of a page of its cache."""
 UNIT = 1000.0
 """Times are for so many real tokens, since each run draws its own."""
 
@@ -203,16 +205,25 @@ class _Task:
     def continuous(self, bench: Bench) -> Contender:
         """transformers' continuous batching, on a copy of the model: it changes the attention for good.
 
-        The gate: it gives as many responses, none longer than asked.
+        Its pages are made once, before the first round. The gate: as many responses, none longer than asked.
         """
         model = copy.deepcopy(self.actor.model).eval()
         settings = GenerationConfig(
             max_new_tokens=self.new, do_sample=True, top_k=0, eos_token_id=self.ends, pad_token_id=0
         )
         rows = [row[real].tolist() for row, real in zip(self.prompts.tokens, self.prompts.mask, strict=True)]
+        pages = -(-(self.prompts.tokens.shape[1] + self.new) // PAGE)
+        room = ContinuousBatchingConfig(
+            page_size=PAGE,
+            num_blocks=len(rows) * pages,
+            max_batch_tokens=1024,
+            max_requests_per_batch=len(rows),
+        )
 
         def responses() -> list[list[int]]:
-            found = model.generate_batch(rows, generation_config=settings)
+            found = model.generate_batch(
+                rows, generation_config=settings, continuous_batching_config=room, persistent_manager=True
+            )
             return [output.generated_tokens for output in found.values()]
 
         def check() -> Verdict:
