@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from rlhf.algorithms.divergences import Divergence
 from rlhf.distributed.engine_config import Inference
 from rlhf.distributed.gathering import gathered
+from rlhf.models.actor import Actor
 from rlhf.models.comparison import Against, Compared
 
 Policy = Callable[..., Any]
@@ -40,7 +41,7 @@ def compared(
         target_weights: (B, L − first); None is 0.
     """
     states = other(*inputs, wanted=wanted, states=True)
-    head = other.module.head
+    head = cast(Actor, other.module).head
     with gathered(*head.parameters()):
         against = Against(
             other=head.over(states), divergence=divergence, weights=weights, target_weights=target_weights
