@@ -25,7 +25,7 @@ from rlhf.kernels.projection import Gradients, Projection, empty_gradients
 from rlhf.kernels.tiles import compared_rows
 from rlhf.kernels.torch_rows import bend, slope_of_cap
 from rlhf.kernels.workspace import Workspace
-from rlhf.ops.divergences import Diverged, kl
+from rlhf.ops.divergences import Diverged
 
 Comparison = Callable[[Tensor, Tensor], Diverged]
 """From log-probs (m, V) of this head and of the other to the divergence of each row and its gradient."""
@@ -170,8 +170,9 @@ class _Sweep:
         loss = self.weights[rows] * diverged.values
         if self.target_weights is not None:
             loss = loss - self.target_weights[rows] * own
-        entropies = [-(side.exp() * side).sum(1) for side in (student, teacher)]
-        both = (kl(teacher, student), kl(student, teacher))
+        p, q, gap = student.exp(), teacher.exp(), student - teacher
+        both = -(q * gap).sum(1), (p * gap).sum(1)
+        entropies = -p.mul_(student).sum(1), -q.mul_(teacher).sum(1)
         return torch.stack([loss, diverged.values, *both, own, others, *entropies])
 
     def _gradient(
