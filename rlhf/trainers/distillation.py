@@ -182,7 +182,7 @@ class DistillationTrainer:
         """
         found, student = Metrics(), self.models.student
         weights = TokenMean()(batch.rollout.mask, all_sum)  # (b, T), 1/tokens of the responses of all ranks
-        for rows in self.cut(batch.rollout.attention_mask.sum(1)):
+        for rows in self.cut(batch.rollout.attention_mask.sum(1), batch.rollout.group):
             part = batch.rows(rows).trimmed()
             both = self.compare(part.rollout, weights[rows, : part.rollout.mask.shape[1]])
             self._look(both, part.rollout, student.name)
@@ -247,7 +247,7 @@ class DistillationTrainer:
         student = self.models.sampling_student()
         rollout = self.sampler.sample(student, prompts, noise.to(self.runtime.device))
         found = Metrics()
-        for rows in self.cut(rollout.attention_mask.sum(1)):
+        for rows in self.cut(rollout.attention_mask.sum(1), rollout.group):
             part = rollout.rows(rows).trimmed()
             both = self.compare(part, part.mask.float())
             self._look(both, part, prompts=self.test)
