@@ -229,6 +229,29 @@ class Experience(Rows):
 
 
 @dataclass(kw_only=True, slots=True)
+class Prefixes(Rows):
+    """Responses by student and teacher together; what stands before each token is a state to learn in."""
+
+    rollout: Rollout
+    by_teacher: Tensor  # (B, T) bool, the teacher drew the token; False on padding
+
+    def __post_init__(self) -> None:
+        self._expect("by_teacher", tuple(self.rollout.mask.shape), torch.bool)
+
+    def widened(self, prompt: int, response: int) -> Prefixes:
+        """The same rows with padding up to ``prompt`` and ``response`` columns."""
+        right = response - self.by_teacher.shape[1]
+        return Prefixes(
+            rollout=self.rollout.widened(prompt, response), by_teacher=pad(self.by_teacher, (0, right))
+        )
+
+    def trimmed(self) -> Prefixes:
+        """The same rows without columns that hold padding alone."""
+        rollout = self.rollout.trimmed()
+        return Prefixes(rollout=rollout, by_teacher=self.by_teacher[:, : rollout.mask.shape[1]])
+
+
+@dataclass(kw_only=True, slots=True)
 class SequenceBatch(Rows):
     """Whole texts, right-padded, and which of their tokens are targets."""
 

@@ -17,13 +17,17 @@ from rlhf.algorithms import (
     advantages,
     aggregation,
     corrections,
+    divergences,
     kl,
+    mixtures,
     policy_losses,
     preference_losses,
     preferences,
     shaping,
     value_losses,
 )
+from rlhf.algorithms.divergences import Divergence
+from rlhf.algorithms.mixtures import Mixture
 from rlhf.algorithms.policy_gradient import PolicyGradient
 from rlhf.data import selections
 from rlhf.data.feedback import FeedbackData
@@ -95,6 +99,14 @@ class TokenizerSource:
 
 
 @dataclass(kw_only=True, slots=True)
+class ReferenceConfig:
+    """The frozen policy that log-ratios or a KL are taken to."""
+
+    path: str | None = None
+    """A run's folder, a model folder or a hub name; null takes the policy's own start."""
+
+
+@dataclass(kw_only=True, slots=True)
 class SFT(Job):
     """``rlhf sft``: supervised fine-tuning."""
 
@@ -112,13 +124,22 @@ class SFT(Job):
     """Rows of one optimiser step, over all ranks."""
     epochs: float = 1.0
     """Passes over the data."""
+    kl_coef: float = 0.0
+    """Added to the loss: this times KL(π‖π_ref) of each target token, over the whole vocabulary (Quark). 0
+    loads no reference."""
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    """π_ref of kl_coef."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same gradient."""
 
     def __post_init__(self) -> None:
-        """Refuse counts that are not positive."""
+        """Refuse counts that are not positive, and a reference that nobody reads."""
         Job.__post_init__(self)
         _expect_positive(self, "batch_size", "epochs")
+        if not 0 <= self.kl_coef < float("inf"):
+            raise ValueError(f"SFT.kl_coef must not be negative or infinite, got {self.kl_coef}")
+        if self.kl_coef == 0 and self.reference.path is not None:
+            raise ValueError(f"kl_coef must be positive for reference.path={self.reference.path}, got 0")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -146,14 +167,6 @@ class Reward(Job):
         """Refuse counts that are not positive."""
         Job.__post_init__(self)
         _expect_positive(self, "batch_size", "epochs")
-
-
-@dataclass(kw_only=True, slots=True)
-class ReferenceConfig:
-    """The frozen policy that log-ratios are taken to."""
-
-    path: str | None = None
-    """A run's folder, a model folder or a hub name; null takes the policy's own start."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -231,7 +244,7 @@ class CriticConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class RolloutConfig:
+class SamplingConfig:
     """How much is sampled at a time, and how."""
 
     prompts: int = 128
@@ -243,14 +256,21 @@ class RolloutConfig:
     memory_gib: float | None = None
     """GiB that sampling may take on each rank for keys, values and logits; more is sampled in parts,
     with the same tokens. null sets no limit."""
-    exact_kl: bool = True
-    """Report the KL over the whole vocabulary beside its estimate; costs two logit tensors."""
 
     def __post_init__(self) -> None:
         """Refuse counts and sizes that are not positive."""
         _expect_positive(self, "prompts", "samples")
         if self.memory_gib is not None and self.memory_gib <= 0:
-            raise ValueError(f"RolloutConfig.memory_gib must be positive or null, got {self.memory_gib}")
+            name = type(self).__name__
+            raise ValueError(f"{name}.memory_gib must be positive or null, got {self.memory_gib}")
+
+
+@dataclass(kw_only=True, slots=True)
+class RolloutConfig(SamplingConfig):
+    """Sampling for online RL."""
+
+    exact_kl: bool = True
+    """Report the KL over the whole vocabulary beside its estimate; costs two logit tensors."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -331,6 +351,51 @@ class RL(Job):
             raise ValueError(f"pretraining.data.path must be given for algorithm.ptx_coef={coef}, got null")
         if coef == 0 and path is not None:
             raise ValueError(f"algorithm.ptx_coef must be positive for pretraining.data.path={path}, got 0")
+
+
+@dataclass(kw_only=True, slots=True)
+class Distill(Job):
+    """``rlhf distill``: on-policy distillation, DAgger with a language model for the expert."""
+
+    student: Pretrained = field(default_factory=Pretrained)
+    """Where the policy that learns starts."""
+    teacher: Pretrained = field(default_factory=Pretrained)
+    """The policy that is imitated; it must have the student's tokenizer."""
+    prompts: PromptData = field(default_factory=PromptData)
+    """Prompts to be answered."""
+    test_prompts: PromptData = field(default_factory=lambda: PromptData(path=None))
+    """Held-out prompts; path=null measures none."""
+    rollout: SamplingConfig = field(default_factory=SamplingConfig)
+    """The prefixes that a round collects."""
+    mixture: Mixture
+    """Who writes them: the teacher's share, round by round."""
+    divergence: Divergence
+    """What is made small after each prefix: how far the student's next-token distribution is from the
+    teacher's."""
+    temperature: float = 1.0
+    """Divides the logits of both before they are compared; above 1 the teacher's lesser choices count for
+    more."""
+    keep_rounds: int | None = 1
+    """Rounds whose prefixes are learnt from: the newest alone, or null for all so far (DAgger)."""
+    rounds: int = 100
+    """Rounds of the run."""
+    steps: int = 1
+    """Optimiser steps of a round."""
+    batch_size: int = 128
+    """Responses of one optimiser step, over all ranks."""
+    optimizer: AdamW = field(default_factory=AdamW)
+    """How parameters move."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time, the same gradient."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that are not positive, and a temperature that is none."""
+        Job.__post_init__(self)
+        _expect_positive(self, "rounds", "steps", "batch_size")
+        if self.keep_rounds is not None:
+            _expect_positive(self, "keep_rounds")
+        if not 0.0 < self.temperature < float("inf"):
+            raise ValueError(f"Distill.temperature must be positive and finite, got {self.temperature}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -445,7 +510,7 @@ class Evaluate(Offline):
             )
 
 
-def _expect_positive(config: Job | Offline | RolloutConfig | PretrainingConfig, *names: str) -> None:
+def _expect_positive(config: Job | Offline | SamplingConfig | PretrainingConfig, *names: str) -> None:
     for name in names:
         if getattr(config, name) <= 0:
             raise ValueError(f"{type(config).__name__}.{name} must be positive, got {getattr(config, name)}")
@@ -526,6 +591,16 @@ GROUPS: dict[str, dict[str, type]] = {
         "pairs": selections.Pairs,
         "all_pairs": selections.AllPairs,
         "labelled": selections.Labelled,
+    },
+    "divergence": {
+        "forward_kl": divergences.ForwardKL,
+        "reverse_kl": divergences.ReverseKL,
+        "jensen_shannon": divergences.JensenShannon,
+    },
+    "mixture": {
+        "constant": mixtures.Constant,
+        "geometric": mixtures.Geometric,
+        "linear": mixtures.Linear,
     },
     "decoding": {"sampling": Sampling, "truncated": Truncated, "greedy": Greedy},
 }

@@ -12,6 +12,7 @@ COMMANDS = {
     "reward": "reward-model training",
     "preference": "offline preference optimisation: DPO and its relatives",
     "rl": "online reinforcement learning",
+    "distill": "on-policy distillation of a teacher, DAgger",
     "generate": "sample responses to a file of prompts; the best of n, if wanted",
     "score": "score a file of responses",
     "select": "turn scored responses into rows to be trained on",

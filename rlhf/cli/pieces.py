@@ -13,6 +13,7 @@ import torch
 from rlhf.cli.application import Place
 from rlhf.cli.room import Longest
 from rlhf.config import Job
+from rlhf.data.sets import PromptData
 from rlhf.data.tokenizers import end_ids, load_tokenizer
 from rlhf.distributed import runtime
 from rlhf.distributed.averaging import WeightAverage
@@ -33,8 +34,10 @@ from rlhf.rewards.verifiers import Verifier
 from rlhf.rollout.decoding import Decoding
 from rlhf.rollout.responses import StopStrings
 from rlhf.rollout.sampler import Sampler
+from rlhf.rollout.texts import RolloutTexts
 from rlhf.run_folder import RunFolder
 from rlhf.seeding import generator
+from rlhf.trainers.collection import Prompts
 from rlhf.trainers.loop import Trainer, run
 
 if TYPE_CHECKING:
@@ -59,6 +62,12 @@ def train_and_draw(trainer: Trainer, folder: RunFolder, config: Job) -> None:
 def tokenizer_of(model: Pretrained) -> PreTrainedTokenizerBase:
     """The tokenizer that lies beside a model."""
     return load_tokenizer(model.folder)
+
+
+def prompts_of(data: PromptData, tokenizer: PreTrainedTokenizerBase) -> Prompts:
+    """A prompt set, read and encoded, and its texts."""
+    rows = data.load(tokenizer)
+    return Prompts(rows=rows, texts=RolloutTexts(rows, tokenizer))
 
 
 def exporter(

@@ -11,6 +11,7 @@ from rlhf.cli.pieces import (
     float32_copy,
     load_reward,
     open_folder,
+    prompts_of,
     sampler_for,
     sampling_actor,
     tokenizer_of,
@@ -18,7 +19,6 @@ from rlhf.cli.pieces import (
 )
 from rlhf.cli.room import Longest, longest
 from rlhf.config import RL
-from rlhf.data.sets import PromptData
 from rlhf.distributed.averaging import WeightAverage
 from rlhf.distributed.engine import Engine
 from rlhf.distributed.engine_config import Inference
@@ -27,9 +27,8 @@ from rlhf.models.actor import Actor
 from rlhf.models.loading import expect_same_vocabulary, load_actor, load_scalar_model
 from rlhf.models.sources import Pretrained
 from rlhf.rewards.sources import RewardModel
-from rlhf.rollout.texts import RolloutTexts
 from rlhf.seeding import generator
-from rlhf.trainers.collection import Prompts, Sizes
+from rlhf.trainers.collection import Sizes
 from rlhf.trainers.micro_batches import Cut, exact_div
 from rlhf.trainers.policy_gradient import Models, PolicyGradientTrainer
 from rlhf.trainers.pretraining import Pretraining
@@ -42,8 +41,8 @@ def train(config: RL, place: Place) -> None:
     """Build the stage from its configuration and run it."""
     folder = open_folder(config, place)
     tokenizer = tokenizer_of(config.actor.model)
-    prompts = _prompts(config.prompts, tokenizer)
-    test = None if config.test_prompts.path is None else _prompts(config.test_prompts, tokenizer)
+    prompts = prompts_of(config.prompts, tokenizer)
+    test = None if config.test_prompts.path is None else prompts_of(config.test_prompts, tokenizer)
     actor = load_actor(
         config.actor.model,
         tokenizer,
@@ -98,11 +97,6 @@ def train(config: RL, place: Place) -> None:
         non_finite=config.non_finite,
     )
     train_and_draw(trainer, folder, config)
-
-
-def _prompts(data: PromptData, tokenizer: PreTrainedTokenizerBase) -> Prompts:
-    rows = data.load(tokenizer)
-    return Prompts(rows=rows, texts=RolloutTexts(rows, tokenizer))
 
 
 def _reference(

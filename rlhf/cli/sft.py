@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 from rlhf.cli.application import Command, Place
 from rlhf.cli.pieces import exporter, open_folder, tokenizer_of, train_and_draw
-from rlhf.cli.room import longest
+from rlhf.cli.room import Longest, longest
 from rlhf.config import SFT
 from rlhf.data.sources import read_rows
 from rlhf.data.tokenizers import load_tokenizer, train_bpe
-from rlhf.models.loading import load_actor
+from rlhf.models.actor import Actor
+from rlhf.models.loading import expect_same_vocabulary, load_actor
 from rlhf.models.sources import Pretrained
 from rlhf.seeding import generator
-from rlhf.trainers.supervised import SupervisedTrainer
+from rlhf.trainers.supervised import Anchor, SupervisedTrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +33,9 @@ def train(config: SFT, place: Place) -> None:
         gradient_checkpointing=config.gradient_checkpointing,
         packed=config.packed,
     )
-    longest(data, test).expect_room(actor)
+    text = longest(data, test)
+    text.expect_room(actor)
+    anchor = _anchor(config, actor, tokenizer, text)
     engine = config.engine.train(actor, config.optimizer(actor), "actor")
     trainer = SupervisedTrainer(
         engine=engine,
@@ -47,8 +50,25 @@ def train(config: SFT, place: Place) -> None:
         runtime=place.runtime,
         export=exporter(engine, tokenizer),
         non_finite=config.non_finite,
+        anchor=anchor,
     )
     train_and_draw(trainer, folder, config)
+
+
+def _anchor(config: SFT, actor: Actor, tokenizer: PreTrainedTokenizerBase, text: Longest) -> Anchor | None:
+    """The reference of ``kl_coef``."""
+    if config.kl_coef == 0:
+        return None
+    path = config.reference.path
+    reference = load_actor(
+        config.model if path is None else Pretrained(path=path),
+        tokenizer,
+        generator=generator(config.seed, "weights"),
+        packed=config.packed,
+    )
+    expect_same_vocabulary(actor, reference)
+    text.expect_room(reference)
+    return Anchor(reference=config.engine.inference(reference, "reference"), coef=config.kl_coef)
 
 
 def _tokenizer(config: SFT) -> PreTrainedTokenizerBase:

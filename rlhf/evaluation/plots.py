@@ -17,6 +17,7 @@ PANELS = {
     "rewards of chosen and rejected": ["reward/chosen", "reward/rejected"],
     "log-probs of chosen and rejected": ["actor/chosen_logprob", "actor/rejected_logprob"],
     "KL to the reference, nats per response": ["actor/kl_reference", "actor/kl_reference_exact"],
+    "KL to the teacher, nats per token": ["actor/kl_teacher_forward", "actor/kl_teacher_reverse"],
     "response length, tokens": ["rollout/length"],
     "share that ended by itself": ["rollout/ended_fraction"],
     "clip fraction": ["actor/clip_fraction"],

@@ -23,6 +23,11 @@ class Tokens:
     shape: torch.Size
     """Of the caller's targets."""
 
+    def keep(self, values: Tensor) -> Tensor:
+        """(…) → (M,), what stands where the mask is True."""
+        flat = values.reshape(-1)
+        return flat.contiguous() if self.kept is None else flat[self.kept]
+
     def place(self, values: Tensor) -> Tensor:
         """(M,) → (…), 0 where the mask is False."""
         if self.kept is None:

@@ -103,13 +103,9 @@ class _Derivative:
         slopes: tuple[Tensor | None, ...] = (None, None)
         if loss.requires_grad:
             slopes = torch.autograd.grad(loss.sum(), given, allow_unused=True)
-        g, h = (None if slope is None else self._kept(slope) for slope in slopes)
-        kept = self._kept(loss.detach()).to(given[0].dtype)
+        g, h = (None if slope is None else self._tokens.keep(slope) for slope in slopes)
+        kept = self._tokens.keep(loss.detach()).to(given[0].dtype)
         return kept, torch.zeros_like(kept) if g is None else g, h
-
-    def _kept(self, values: Tensor) -> Tensor:
-        flat, kept = values.reshape(-1), self._tokens.kept
-        return flat.contiguous() if kept is None else flat[kept]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -278,12 +274,4 @@ class _LinearTokenLoss(Function):
         if ctx.gradients is None:
             raise RuntimeError("linear_token_loss: its gradients were already handed out; call it again")
         made, ctx.gradients = ctx.gradients, None
-        parts = [part for part in (made.hidden, made.weight, made.bias) if part is not None]
-        if upstream.is_cuda or upstream != 1.0:  # a pass over dW; a GPU is not asked for the number
-            for part in parts:
-                part.mul_(upstream)
-        return (
-            *(None if part is None else part.to(ctx.dtype) for part in (made.hidden, made.weight, made.bias)),
-            None,
-            None,
-        )
+        return *made.handed_out(upstream, ctx.dtype), None, None

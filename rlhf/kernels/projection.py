@@ -108,6 +108,15 @@ class Gradients:
     bias: Tensor | None
     """(V,) in the wide dtype."""
 
+    def handed_out(self, upstream: Tensor, dtype: torch.dtype) -> list[Tensor | None]:
+        """Of hidden states, weight and bias, times the loss's upstream scalar, in place; once."""
+        parts = [self.hidden, self.weight, self.bias]
+        if upstream.is_cuda or upstream != 1.0:  # a pass over dW; a GPU is not asked for the number
+            for part in parts:
+                if part is not None:
+                    part.mul_(upstream)
+        return [None if part is None else part.to(dtype) for part in parts]
+
 
 def empty_gradients(projection: Projection, wanted: tuple[bool, bool, bool]) -> Gradients:
     """Zeros in the wide dtype for hidden states, weight and bias, as ``wanted``."""

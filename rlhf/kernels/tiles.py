@@ -61,6 +61,12 @@ def sweep_rows(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
     return spans(rows, max(held // columns, 1))
 
 
+def compared_rows(rows: int, columns: int, device: torch.device) -> Iterator[slice]:
+    """Chunks of rows whose logits of all columns, of two heads and eight-fold in all, are held at once."""
+    held = GPU_TILE // 4 if device.type == "cuda" else max(CPU_TILE, CPU_SWEEP_ROWS * columns)
+    return spans(rows, max(held // columns, 1))
+
+
 def sweep_columns(rows: int, columns: int, device: torch.device) -> Iterator[slice]:
     """Blocks of columns inside a chunk of ``rows`` rows."""
     return spans(columns, columns if device.type == "cuda" else max(CPU_TILE // max(rows, 1), 1))

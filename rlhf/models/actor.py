@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 
 from rlhf.batch import position_ids
 from rlhf.kernels.linear_token_loss import SweptLoss, TokenLoss, linear_token_loss
+from rlhf.models.comparison import Against, Compared
 from rlhf.models.heads import LogprobHead, logit_transform
 from rlhf.models.packing import Packed, pack, unpacked
 from rlhf.ops.logprobs import TokenLogprobs
@@ -82,8 +83,10 @@ class Actor(nn.Module):
         *,
         wanted: Tensor | None = None,
         token_loss: TokenLoss | None = None,
+        against: Against | None = None,
+        states: bool = False,
         full: bool = False,
-    ) -> TokenLogprobs | SweptLoss | FullLogprobs:
+    ) -> TokenLogprobs | SweptLoss | Compared | FullLogprobs | Tensor:
         """log π(tokens[:, i] | tokens[:, :i]) for i ≥ first (numerics D9).
 
         What is asked for is this forward's choice and no method's, because ZeRO-3 gathers weights only for
@@ -97,13 +100,17 @@ class Actor(nn.Module):
             wanted: (B, L − first) bool, the tokens that the head sees; None for all.
             token_loss: of the (B, L − first) log-probs and entropies, token by token: the head then makes its
                 gradients in this forward, in one sweep (`rlhf.kernels.linear_token_loss`).
+            against: another model's head over the same tokens, and a loss against its distributions: made in
+                one sweep too (`rlhf.kernels.linear_divergence`).
+            states: return what the head would see, for `LogprobHead.over`.
             full: return the logits too, for the exact KL.
 
         Returns:
             log-probs and entropies (B, L − first) float32, 0 where nothing is wanted, where the mask is False
             and at a row's first token, which nothing precedes; the same bits with ``full``, and then
             (B, L − first, V) float32 logits before the temperature. With ``token_loss`` the loss's sum, and
-            detached log-probs and entropies.
+            detached log-probs and entropies; with ``against`` what that sweep knows; with ``states`` (M, H)
+            hidden states before the M tokens that are scored, row after row.
 
         Raises:
             ValueError: ``first`` is out of range, or the temperature not positive.
@@ -114,6 +121,11 @@ class Actor(nn.Module):
         if wanted is not None:
             scored &= wanted
         hidden, targets = self._before(tokens, attention_mask, scored), tokens[:, first:][scored]
+        if states:
+            return hidden
+        if against is not None:
+            found: Compared = self.head(hidden, targets, temperature, measure=against.measure(scored))
+            return Compared(found.loss, *(unpacked(values, scored) for values in found[1:]))
         if token_loss is not None:
             sweep = partial(linear_token_loss, token_loss=_of_rows(token_loss, scored))
             swept: SweptLoss = self.head(hidden, targets, temperature, measure=sweep)

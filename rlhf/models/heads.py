@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rlhf.kernels.linear_divergence import OtherHead
 from rlhf.kernels.linear_logprobs import linear_logprobs
 from rlhf.kernels.workspace import Workspace, wide
 
@@ -21,8 +22,9 @@ def in_float32(tensor: Tensor) -> Tensor:
 class Measure(Protocol):
     """What is asked of a head: a function of `rlhf.kernels`, other arguments bound by `functools.partial`.
 
-    `linear_logprobs` (log-probs and entropies), `linear_token_logprobs` (log-probs alone), or
-    `linear_token_loss` (a loss and its gradients in one sweep).
+    `linear_logprobs` (log-probs and entropies), `linear_token_logprobs` (log-probs alone),
+    `linear_token_loss` (a loss and its gradients in one sweep), or `linear_divergence` (the same, of a loss
+    against another head).
     """
 
     def __call__(
@@ -104,6 +106,12 @@ class LogprobHead(nn.Linear):
             scale=self.scale,
             softcap=self.softcap,
             mask=mask,
+        )
+
+    def over(self, hidden: Tensor) -> OtherHead:
+        """This head over hidden states (…, H), to be compared with; its weight must be whole."""
+        return OtherHead(
+            hidden=hidden, weight=self.weight, bias=self.bias, scale=self.scale, softcap=self.softcap
         )
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from rlhf.models.actor import Actor
 from rlhf.models.decode_cache import decodes, our_attention
 from rlhf.rollout.decode_loop import decode_loop, rows_within
 from rlhf.rollout.decoding import Decoding, Sampling
+from rlhf.rollout.mixed_loop import mixed_loop
 from rlhf.rollout.padded_loop import padded_loop
 from rlhf.rollout.responses import Responses, Stops, StopStrings
 
@@ -78,6 +79,51 @@ class Sampler:
         out = Responses.empty(prompts.tokens, len(prompts), self.max_new_tokens, self.pad_id)
         with _evaluating(actor):
             self._fill(actor, prompts, noise, out)
+        return self._rollout(prompts, out)
+
+    @torch.no_grad()
+    def sample_from_both(
+        self, first: Actor, second: Actor, prompts: PromptBatch, noise: Tensor, turns: Tensor
+    ) -> Rollout:
+        """One response to each row of ``prompts``, its tokens drawn by either of two policies.
+
+        Args:
+            first: as ``actor`` of :meth:`sample`.
+            second: another one with the same tokens.
+            prompts: see :meth:`sample`.
+            noise: (B, max_new_tokens); decides each token, whoever draws it.
+            turns: (B, max_new_tokens) bool, True where the second policy draws.
+
+        Returns:
+            As :meth:`sample`; each token's log-prob is that of the policy that drew it.
+        """
+        actors = (first, second)
+        for actor in actors:
+            self._check(actor, prompts, noise)
+        out = Responses.empty(prompts.tokens, len(prompts), self.max_new_tokens, self.pad_id)
+        with _evaluating(first), _evaluating(second):
+            most = min(self._half(actor, prompts) for actor in actors)
+            for rows in torch.arange(len(prompts), device=noise.device).split(most):
+                part = slice(int(rows[0]), int(rows[-1]) + 1)
+                mixed_loop(
+                    actors,
+                    prompts.rows(rows),
+                    noise[part],
+                    turns[part],
+                    out.slice(part),
+                    decoding=self.decoding,
+                    stops=self._stops(noise.device),
+                )
+        return self._rollout(prompts, out)
+
+    def _half(self, actor: Actor, prompts: PromptBatch) -> int:
+        """Rows whose caches fill half of the memory."""
+        if self.memory is None or not decodes(actor.model):
+            return len(prompts)
+        with our_attention(actor.model):
+            return rows_within(actor, prompts, self.max_new_tokens, self.memory // 2)
+
+    def _rollout(self, prompts: PromptBatch, out: Responses) -> Rollout:
         length = int(out.mask.sum(1).max())
         return Rollout(
             tokens=torch.cat([prompts.tokens, out.tokens[:, :length]], dim=1),
@@ -91,8 +137,7 @@ class Sampler:
 
     def _fill(self, actor: Actor, prompts: PromptBatch, noise: Tensor, out: Responses) -> None:
         """Decode all rows, as many at a time as the memory allows."""
-        ends = torch.as_tensor(list(self.end_ids), device=noise.device)
-        stops = Stops(ends=ends, strings=self.stop)
+        stops = self._stops(noise.device)
         if not decodes(actor.model):
             padded_loop(actor, prompts, noise, out, decoding=self.decoding, stops=stops)
             return
@@ -104,6 +149,9 @@ class Sampler:
                 part = slice(first, first + most)
                 own = prompts.rows(torch.arange(first, min(first + most, len(noise)), device=noise.device))
                 decode_loop(actor, own, noise[part], out.slice(part), decoding=self.decoding, stops=stops)
+
+    def _stops(self, device: torch.device) -> Stops:
+        return Stops(ends=torch.as_tensor(list(self.end_ids), device=device), strings=self.stop)
 
     def _check(self, actor: Actor, prompts: PromptBatch, noise: Tensor) -> None:
         expected = (len(prompts), self.max_new_tokens)

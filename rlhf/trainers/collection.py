@@ -22,7 +22,7 @@ from rlhf.rollout.decoding import Greedy
 from rlhf.rollout.noise import row_noise
 from rlhf.rollout.sampler import Sampler
 from rlhf.rollout.texts import RolloutTexts
-from rlhf.trainers.faults import Faults
+from rlhf.trainers.faults import Faults, Row
 from rlhf.trainers.micro_batches import dealt
 
 
@@ -139,11 +139,8 @@ class Collector:
     def prompts(self, first: int, count: int | None = None) -> PromptBatch:
         """This rank's share of ``count`` prompts from number ``first`` on, each repeated once per sample."""
         count = self.sizes.prompts if count is None else count
-        index = batch_indices(first, count, len(self.train.rows), self.seed)
-        drawn = first + torch.arange(count)  # the group: a number for each prompt drawn so far
-        rank, ranks = self.runtime.rank, self.runtime.world_size
-        return self.train.rows.batch(
-            rank_share(index, rank, ranks), samples=self.sizes.samples, groups=rank_share(drawn, rank, ranks)
+        return drawn_prompts(
+            self.train.rows, first, count, samples=self.sizes.samples, seed=self.seed, runtime=self.runtime
         )
 
     def sample(
@@ -212,6 +209,29 @@ class Collector:
         own = dealt(sizes, self.runtime.rank, self.runtime.world_size)
         rows = torch.cat([members[number] for number in own])
         return everything.rows(rows).to(self.runtime.device)
+
+
+def drawn_prompts(
+    rows: PromptSet, first: int, count: int, *, samples: int, seed: int, runtime: Runtime
+) -> PromptBatch:
+    """This rank's share of prompts ``first`` … ``first + count − 1`` of the endless sequence of epochs.
+
+    Each is repeated ``samples`` times; its group is its number in the sequence.
+    """
+    index = batch_indices(first, count, len(rows), seed)
+    drawn = first + torch.arange(count)
+    rank, ranks = runtime.rank, runtime.world_size
+    return rows.batch(rank_share(index, rank, ranks), samples=samples, groups=rank_share(drawn, rank, ranks))
+
+
+def named(rollout: Rollout, prompts: Prompts) -> Row:
+    """Names the rows of a rollout, for a fault."""
+
+    def name(row: int) -> str:
+        one = rollout.rows(torch.tensor([row]))
+        return f"the response to prompt {prompts.texts.prompts(one)[0][:80]!r} (row {int(one.index)})"
+
+    return name
 
 
 def joined(found: Sequence[Scored]) -> Scored:

@@ -30,8 +30,8 @@ from rlhf.rewards.reward import Reward
 from rlhf.rollout.sampler import Sampler
 from rlhf.seeding import generator
 from rlhf.trainers import rollout_metrics
-from rlhf.trainers.collection import Collected, Collector, Prompts, Scored, Sizes
-from rlhf.trainers.faults import SKIPPED, Faults, NonFinite, Row
+from rlhf.trainers.collection import Collected, Collector, Prompts, Scored, Sizes, named
+from rlhf.trainers.faults import SKIPPED, Faults, NonFinite
 from rlhf.trainers.ledger import Ledger
 from rlhf.trainers.micro_batches import cut_for, exact_div
 from rlhf.trainers.pretraining import Pretraining
@@ -239,7 +239,7 @@ class PolicyGradientTrainer:
         """
         self._samples = []
         self._look(measured, self.train)
-        row, mask = _named(experience.rollout, self.train), experience.rollout.mask
+        row, mask = named(experience.rollout, self.train), experience.rollout.mask
         for name in ("old_values", "advantages", "returns"):
             values: Tensor | None = getattr(experience, name)
             if values is not None:
@@ -251,7 +251,7 @@ class PolicyGradientTrainer:
 
     def _look(self, measured: Measured, prompts: Prompts) -> None:
         """Note what is not finite, in the order in which it was computed."""
-        row, mask = _named(measured.rollout, prompts), measured.rollout.mask
+        row, mask = named(measured.rollout, prompts), measured.rollout.mask
         self.faults.look("sampler's log-prob", measured.rollout.sampler_logprobs, row, mask=mask)
         self.faults.look("score", measured.scores, row)
         for name in ("old_logprobs", "entropies", "ref_logprobs", "exact_kl", "rewards"):
@@ -353,7 +353,7 @@ class PolicyGradientTrainer:
     def _actor_backward(
         self, part: Experience, weights: Tensor, metrics: Metrics, ledger: Ledger | None
     ) -> float:
-        algorithm, row = self.algorithm, _named(part.rollout, self.train)
+        algorithm, row = self.algorithm, named(part.rollout, self.train)
 
         def token_loss(found: TokenLogprobs, exact_kl: Tensor | None) -> Tensor:
             return weights * algorithm.token_loss(
@@ -382,7 +382,7 @@ class PolicyGradientTrainer:
         assert part.returns is not None
         values = self.scorer.learning_values(part.rollout)
         loss = self.algorithm.value_loss(values, part.old_values, part.returns, part.rollout.mask)
-        row = _named(part.rollout, self.train)
+        row = named(part.rollout, self.train)
         loss = self.faults.loss("critic's loss", loss, row, model="critic")
         self.models.critic.backward((weights * loss).sum())
         metrics.mean("critic/loss", loss, part.rollout.mask)
@@ -470,16 +470,6 @@ class PolicyGradientTrainer:
             rollouts=int(saved["rollouts"]),
             actor_steps=int(saved["actor_steps"]),
         )
-
-
-def _named(rollout: Rollout, prompts: Prompts) -> Row:
-    """Names the rows of a rollout, for a fault."""
-
-    def name(row: int) -> str:
-        one = rollout.rows(torch.tensor([row]))
-        return f"the response to prompt {prompts.texts.prompts(one)[0][:80]!r} (row {int(one.index)})"
-
-    return name
 
 
 def _over_ranks(metrics: Metrics, name: str) -> float:

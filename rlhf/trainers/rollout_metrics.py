@@ -52,9 +52,7 @@ def rollout(measured: Measured, metrics: Metrics) -> Means:
     metrics.mean("reward/total", totals)
     _distance(measured, metrics)
     metrics.mean("actor/entropy", measured.entropies, mask)
-    metrics.mean("rollout/length", measured.rollout.lengths)
-    metrics.mean("rollout/ended_fraction", measured.rollout.ended.double())
-    metrics.mean("rollout/truncated_fraction", (~measured.rollout.ended).double())
+    lengths(measured.rollout, metrics)
     gap = (measured.rollout.sampler_logprobs - old).abs()
     metrics.mean("ledger/logprob_gap_mean", gap, mask)
     metrics.maximum("ledger/logprob_gap_max", torch.where(mask, gap, 0.0).max())
@@ -62,6 +60,13 @@ def rollout(measured: Measured, metrics: Metrics) -> Means:
     sums = [part.double().sum() for part in (torch.zeros_like(totals) if kl is None else kl, totals)]
     divergence, total, rows = all_sum(torch.stack([*sums, sums[0].new_tensor(len(totals))])).tolist()
     return Means(kl=divergence / rows, total=total / rows)
+
+
+def lengths(rollout: Rollout, metrics: Metrics) -> None:
+    """Of responses, and how they end."""
+    metrics.mean("rollout/length", rollout.lengths)
+    metrics.mean("rollout/ended_fraction", rollout.ended.double())
+    metrics.mean("rollout/truncated_fraction", (~rollout.ended).double())
 
 
 def _distance(measured: Measured, metrics: Metrics) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,18 +12,29 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rlhf.algorithms.aggregation import TokenMean
+from rlhf.algorithms.divergences import ReverseKL
 from rlhf.batch import SequenceBatch
 from rlhf.data.loaded import SupervisedSet
 from rlhf.data.order import batch_indices
 from rlhf.distributed.collectives import all_sum
 from rlhf.distributed.engine import Engine
+from rlhf.distributed.engine_config import Inference
 from rlhf.distributed.runtime import Runtime
 from rlhf.distributed.watch import WATCH
 from rlhf.metrics import Clock, Metrics
+from rlhf.trainers.comparing import compared
 from rlhf.trainers.faults import SKIPPED, Faults, NonFinite, Row, numbered
 from rlhf.trainers.micro_batches import cut_for, dealt, exact_div, held_out
 from rlhf.trainers.progress import load_progress, save_progress
 from rlhf.trainers.schedules import Schedule
+
+
+@dataclass(kw_only=True, slots=True)
+class Anchor:
+    """Keeps the policy near a frozen one: coef·KL(π‖π_ref) of each target token, in full (Lu et al. 2022)."""
+
+    reference: Inference
+    coef: float
 
 
 class SupervisedTrainer:
@@ -43,12 +55,13 @@ class SupervisedTrainer:
         runtime: Runtime,
         export: Callable[[Path], None],
         non_finite: NonFinite = NonFinite.stop,
+        anchor: Anchor | None = None,
     ) -> None:
         self.engine, self.train, self.test, self.schedule = engine, train, test, schedule
         self.batch_size, self.total, self.seed, self.runtime = batch_size, total, seed, runtime
         self.cut = cut_for(engine, micro_batch_size, micro_batch_tokens, runtime.world_size)
         exact_div(batch_size, runtime.world_size, "batch_size", "ranks")
-        self.export, self.faults = export, Faults(non_finite)
+        self.export, self.faults, self.anchor = export, Faults(non_finite), anchor
         self.done = 0
         engine.module.train()  # transformers recomputes activations in this mode only; dropout is 0
 
@@ -60,9 +73,7 @@ class SupervisedTrainer:
             weights = TokenMean()(batch.mask, all_sum)  # (B, L)
             self.engine.scale_lr(self.schedule(self.done, self.total))
             for rows in self.cut(batch.lengths):
-                part = batch.rows(rows).trimmed()
-                loss = descend(self.engine, part, weights[rows], self.faults, "loss", self._named(rows))
-                found.mean("loss", loss, part.mask)
+                self._descend(batch.rows(rows).trimmed(), weights[rows], self._named(rows), found)
             metrics.value("actor/lr", self.engine.lr)
             norm = self.faults.step(self.engine, f"step {self.done + 1}")
         if norm is not None:
@@ -72,6 +83,15 @@ class SupervisedTrainer:
         self.done += 1
         clock.report(metrics, int(batch.lengths.sum()), len(batch), self.runtime.world_size)
         return metrics
+
+    def _descend(self, part: SequenceBatch, weights: Tensor, row: Row, found: Metrics) -> None:
+        """Add a micro-batch's gradient to the engine's."""
+        if self.anchor is None:
+            loss = descend(self.engine, part, weights, self.faults, "loss", row)
+        else:
+            loss, kl = descend_near(self.engine, self.anchor, part, weights, self.faults, row)
+            found.mean("actor/kl_reference_per_token", kl, part.mask)
+        found.mean("loss", loss, part.mask)
 
     def _next_batch(self) -> SequenceBatch:
         return self.train.batch(self._next_rows()).to(self.runtime.device)
@@ -158,6 +178,31 @@ def descend(  # noqa: PLR0917
     faults.look(what, loss, row, model=engine.name)
     engine.backward(faults.spoiled(swept.loss, engine.name))
     return loss
+
+
+def descend_near(  # noqa: PLR0917
+    engine: Engine, anchor: Anchor, part: SequenceBatch, weights: Tensor, faults: Faults, row: Row
+) -> tuple[Tensor, Tensor]:
+    """:func:`descend` with coef·KL(π‖π_ref) added to the −log π of each target.
+
+    Returns:
+        (b, l) −log π of each target and KL there, detached, 0 elsewhere.
+    """
+    share = weights[:, 1 : part.tokens.shape[1]]
+    both = compared(
+        engine,
+        anchor.reference,
+        (part.tokens, part.attention_mask, 1, 1.0),
+        divergence=ReverseKL(),
+        wanted=part.mask[:, 1:],
+        weights=anchor.coef * share,
+        target_weights=share,
+    )
+    loss, kl = _shifted(both.logprobs), pad(both.reverse_kl, (1, 0))
+    faults.look("loss", loss, row, model=engine.name)
+    faults.look("KL to the reference", kl, row, model=engine.name)
+    engine.backward(faults.spoiled(both.loss, engine.name))
+    return loss, kl
 
 
 def _shifted(logprobs: Tensor) -> Tensor:

@@ -48,6 +48,12 @@ BASE = {
         *("rollout.prompts=4", "rollout.samples=2", "rollout.sampling.max_new_tokens=5", "rollouts=3"),
         *("actor.optimizer.lr=0.1", "critic.optimizer.lr=0.1", "algorithm.missing_eos_score=null"),
     ],
+    "distill": [
+        *("student.path=actor", "teacher.path=other", "prompts.path=rows.jsonl", "prompts.overlong=drop"),
+        *("test_prompts.path=rows.jsonl", "test_prompts.limit=4", "test_prompts.overlong=drop"),
+        *("rollout.prompts=4", "rollout.samples=2", "rollout.sampling.max_new_tokens=5", "rounds=3"),
+        *("batch_size=8", "optimizer.lr=0.1"),
+    ],
 }
 EVERY = ["engine=plain", "micro_batch_size=4", "cadence.checkpoint_every=0"]
 """A large learning rate, so that every clip is reached."""
@@ -86,6 +92,8 @@ OTHER: dict[str, dict[str, Any]] = {
         "test_data.path": "null",
         "batch_size": 6,
         "epochs": 2,
+        "kl_coef": 0.5,
+        "reference.path": (["kl_coef=0.5"], "other"),
     },
     "reward": {
         **STEPS,
@@ -182,6 +190,28 @@ OTHER: dict[str, dict[str, Any]] = {
         "actor.ema_decay": 0.5,
         "measure_kl": (["algorithm/kl=none"], False),
     },
+    "distill": {
+        **STEPS,
+        **within("optimizer", OPTIMIZER),
+        "student.path": "other",
+        "teacher.path": "actor",
+        **within("prompts", {"limit": 5, "prompt_field": "other", "max_prompt_length": 3}),
+        **within("test_prompts", {"limit": 5, "prompt_field": "other", "max_prompt_length": 3}),
+        "test_prompts.path": "null",
+        "rollout.prompts": 6,
+        "rollout.samples": 3,
+        "rollout.sampling.max_new_tokens": 6,
+        "rollout.sampling.temperature": 0.5,
+        "mixture.beta": 0.5,
+        "mixture.decay": (["mixture=geometric"], 0.9),
+        "mixture.rounds": (["mixture=linear"], 2),
+        "divergence.beta": (["divergence=jensen_shannon"], 0.9),
+        "temperature": 2.0,
+        "keep_rounds": "null",
+        "rounds": 2,
+        "steps": 2,
+        "batch_size": 6,
+    },
 }
 """A value for each field that must show, after what has to be set for it to matter."""
 ELSEWHERE = {
@@ -226,6 +256,10 @@ def test_no_field_is_left_out(command: str) -> None:
     choices = {
         "rl": [["reward=function", f"algorithm={name}"] for name in options("algorithm")],
         "preference": [[f"loss={name}"] for name in options("loss", compose("preference"))],
+        "distill": [
+            *([f"mixture={name}"] for name in options("mixture")),
+            *([f"divergence={name}"] for name in options("divergence")),
+        ],
     }
     variants = choices.get(command, [[]])
     found = {

@@ -15,7 +15,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from rlhf.algorithms import advantages, aggregation, kl, policy_losses, value_losses
+from rlhf.algorithms import advantages, aggregation, kl, mixtures, policy_losses, value_losses
+from rlhf.algorithms.divergences import Divergence, ForwardKL
+from rlhf.algorithms.mixtures import Mixture
 from rlhf.algorithms.policy_gradient import PolicyGradient
 from rlhf.algorithms.preference_losses import DPO, KTO, PairedLoss, PreferenceLoss
 from rlhf.algorithms.preferences import BradleyTerry
@@ -37,6 +39,8 @@ from rlhf.rollout.decoding import Sampling
 from rlhf.rollout.sampler import Sampler
 from rlhf.rollout.texts import RolloutTexts
 from rlhf.trainers.collection import Prompts, Scored, Sizes
+from rlhf.trainers.distillation import DistillationTrainer, Pair
+from rlhf.trainers.faults import NonFinite
 from rlhf.trainers.feedback import feedback_of
 from rlhf.trainers.micro_batches import Cut
 from rlhf.trainers.optimizers import AdamW
@@ -46,11 +50,12 @@ from rlhf.trainers.pretraining import Pretraining
 from rlhf.trainers.reference_logprobs import reference_logprobs
 from rlhf.trainers.reward_model import RewardModelTrainer
 from rlhf.trainers.schedules import Linear, Schedule
-from rlhf.trainers.supervised import SupervisedTrainer
+from rlhf.trainers.supervised import Anchor, SupervisedTrainer
 
 WORDS = ["<bos>", "<eos>", "<pad>", *"abcdefghij"]
 BOS, EOS, PAD, A = 0, 1, 2, 3
 LLAMA = TinyLlama(layers=1, hidden=16, heads=2, intermediate=24, context=40)
+TEACHER = TinyGPT2(layers=1, hidden=24, heads=2, context=40)
 GPT2 = TinyGPT2(layers=1, hidden=16, heads=2, context=40)
 SCALE = 6.0
 """Random weights of transformers are so small that every distribution is uniform and no mistake shows."""
@@ -189,9 +194,15 @@ def supervised(
     lr: float = 1e-2,
     gradient_checkpointing: bool = False,
     packed: bool = False,
+    kl_coef: float = 0.0,
+    reference: Actor | None = None,
 ) -> SupervisedTrainer:
     module = actor("sft", source, gradient_checkpointing=gradient_checkpointing, packed=packed)
-    wrapped = (engine or Plain()).train(module, AdamW(lr=lr)(module), "actor")
+    anchor, engine = None, engine or Plain()
+    if kl_coef > 0:
+        frozen = engine.inference(reference or actor("reference", TEACHER, packed=packed), "reference")
+        anchor = Anchor(reference=frozen, coef=kl_coef)
+    wrapped = engine.train(module, AdamW(lr=lr)(module), "actor")
     return SupervisedTrainer(
         engine=wrapped,
         train=train or supervised_set(),
@@ -204,6 +215,7 @@ def supervised(
         seed=0,
         runtime=place(),
         export=exporter(wrapped),
+        anchor=anchor,
     )
 
 
@@ -372,9 +384,6 @@ def policy_gradient(
         refresh(plain, wrapped.module)
         return plain
 
-    def prompts_of(rows: PromptSet) -> Prompts:
-        return Prompts(rows=rows, texts=RolloutTexts(rows, tokenizer()))
-
     return PolicyGradientTrainer(
         models=Models(
             actor=wrapped,
@@ -401,6 +410,81 @@ def policy_gradient(
         export=exporter(wrapped),
         pretraining=None if pretraining is None else texts_of(pretraining, micro_batch),
     )
+
+
+def distillation(
+    *,
+    divergence: Divergence | None = None,
+    mixture: Mixture | None = None,
+    engine: EngineConfig | None = None,
+    source: ModelSource = LLAMA,
+    teacher: Actor | None = None,
+    train: PromptSet | None = None,
+    test: PromptSet | None = None,
+    prompts: int = 8,
+    samples: int = 1,
+    micro_batch: int = 4,
+    micro_batch_tokens: int | None = None,
+    new_tokens: int = 6,
+    temperature: float = 0.9,
+    sampling_temperature: float = 0.9,
+    keep_rounds: int | None = 1,
+    steps: int = 1,
+    batch_size: int = 8,
+    total: int = 4,
+    lr: float = 1e-2,
+    seed: int = 0,
+    gradient_checkpointing: bool = False,
+    packed: bool = False,
+    non_finite: NonFinite = NonFinite.stop,
+) -> DistillationTrainer:
+    """A teacher of another width and kind of positions."""
+    engine, rows = engine or Plain(), train or prompt_set()
+    student = actor("student", source, gradient_checkpointing=gradient_checkpointing, packed=packed)
+    expert = actor("teacher", TEACHER, packed=packed) if teacher is None else teacher
+    plain, writer = copy.deepcopy(student), copy.deepcopy(expert)
+    wrapped = engine.train(student, AdamW(lr=lr)(student), "student")
+
+    def sampling_student() -> Actor:
+        if not is_sharded(wrapped.module):
+            return wrapped.module  # type: ignore[return-value]
+        refresh(plain, wrapped.module)
+        return plain
+
+    return DistillationTrainer(
+        models=Pair(
+            student=wrapped,
+            teacher=engine.inference(expert, "teacher"),
+            sampling_student=sampling_student,
+            sampling_teacher=writer.eval(),
+        ),
+        divergence=divergence or ForwardKL(),
+        mixture=mixture or mixtures.Constant(),
+        temperature=temperature,
+        sampler=Sampler(
+            decoding=Sampling(max_new_tokens=new_tokens, temperature=sampling_temperature),
+            end_ids=[EOS],
+            pad_id=PAD,
+        ),
+        train=prompts_of(rows),
+        test=None if test is None else prompts_of(test),
+        sizes=Sizes(
+            prompts=prompts, samples=samples, micro_batch=micro_batch, micro_batch_tokens=micro_batch_tokens
+        ),
+        keep_rounds=keep_rounds,
+        steps=steps,
+        batch_size=batch_size,
+        schedule=Linear(),
+        total=total,
+        seed=seed,
+        runtime=place(),
+        export=exporter(wrapped),
+        non_finite=non_finite,
+    )
+
+
+def prompts_of(rows: PromptSet) -> Prompts:
+    return Prompts(rows=rows, texts=RolloutTexts(rows, tokenizer()))
 
 
 def texts_of(rows: SupervisedSet, micro_batch: int) -> Pretraining:
