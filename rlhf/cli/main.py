@@ -14,6 +14,7 @@ COMMANDS = {
     "rl": "online reinforcement learning",
     "generate": "sample responses to a file of prompts; the best of n, if wanted",
     "score": "score a file of responses",
+    "refine": "write new responses in place of failed ones, from feedback in words",
     "evaluate": "compare policies, and check a reward model against human labels",
 }
 
