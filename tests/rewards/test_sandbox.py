@@ -108,6 +108,11 @@ def test_tests_after_the_programs_end_do_not_pass(judge: Any) -> None:
     assert verdict.passed == [True, False, False]
 
 
+def test_leaving_a_test_is_no_pass_and_the_others_still_run(judge: Any) -> None:
+    verdict = judge("f = 1", "raise SystemExit(0)", "assert f == 1")
+    assert verdict.passed == [False, True]
+
+
 def test_a_test_sees_no_name_of_another(judge: Any) -> None:
     verdict = judge("def f(): return 1", "g = f", "assert g() == 1")
     assert verdict.passed == [True, False]
