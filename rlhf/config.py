@@ -387,16 +387,6 @@ class Generate(Offline):
 
 
 @dataclass(kw_only=True, slots=True)
-class Score(Offline):
-    """``rlhf score``: score a file of responses."""
-
-    tokenizer: str | None = None
-    """Folder or name; null takes the reward model's own."""
-    data: SupervisedData = field(default_factory=SupervisedData)
-    """Rows with a prompt and a response."""
-
-
-@dataclass(kw_only=True, slots=True)
 class Refine:
     """``rlhf refine``: new responses in place of failed ones, from feedback in words."""
 
@@ -420,6 +410,16 @@ class Refine:
     def __post_init__(self) -> None:
         """Refuse counts that are not positive."""
         _expect_positive(self, "micro_batch_size")
+
+
+@dataclass(kw_only=True, slots=True)
+class Score(Offline):
+    """``rlhf score``: score a file of responses."""
+
+    tokenizer: str | None = None
+    """Folder or name; null takes the reward model's own."""
+    data: SupervisedData = field(default_factory=SupervisedData)
+    """Rows with a prompt and a response."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -13,8 +13,8 @@ COMMANDS = {
     "preference": "offline preference optimisation: DPO and its relatives",
     "rl": "online reinforcement learning",
     "generate": "sample responses to a file of prompts; the best of n, if wanted",
-    "score": "score a file of responses",
     "refine": "write new responses in place of failed ones, from feedback in words",
+    "score": "score a file of responses",
     "evaluate": "compare policies, and check a reward model against human labels",
 }
 
