@@ -44,7 +44,7 @@ def test_the_pass_rate_on_held_out_tasks_rises(rlhf: Any, tmp_path: Path) -> Non
     run("sft", "experiment=language_feedback/sft", "name=sft", *data)
     prompts = runs / "data" / "prompts.jsonl"
     policy = (f"model.path={runs / 'sft'}", f"prompts.path={prompts}", "decoding.max_new_tokens=24")
-    run("generate", "name=tries", *policy, *VERIFIER, "samples=4", "micro_batch_size=250")
+    run("generate", "name=tries", *policy, *VERIFIER, "samples=2", "micro_batch_size=250")
     run(
         "refine",
         "name=refined",
@@ -56,8 +56,8 @@ def test_the_pass_rate_on_held_out_tasks_rises(rlhf: Any, tmp_path: Path) -> Non
     run("score", "name=scored", refinements, f"tokenizer={runs / 'sft' / 'model'}", *VERIFIER)
     scored = f"input=[{runs / 'scored' / 'scores.jsonl'}]"
     run("select", "name=selected", scored, "selection=above", "selection.threshold=1")
-    start = ("model=pretrained", f"model.path={runs / 'sft'}", "engine=plain", "optimizer.lr=5e-4")
-    rows = (f"data.path={runs / 'selected' / 'selected.jsonl'}", "batch_size=32", "epochs=2")
+    start = ("model=pretrained", f"model.path={runs / 'sft'}", "engine=plain", "optimizer.lr=1e-3")
+    rows = (f"data.path={runs / 'selected' / 'selected.jsonl'}", "batch_size=32", "epochs=3")
     run("sft", "name=better", *start, *rows)
 
     refined = lines(runs / "refined" / "refinements.jsonl")
@@ -67,4 +67,4 @@ def test_the_pass_rate_on_held_out_tasks_rises(rlhf: Any, tmp_path: Path) -> Non
     assert 0.5 < len(learnt) / len(refined) < 0.8  # the refiner is right in two cases of three
     assert not {row["prompt"] for row in learnt} & {row["prompt"] for row in held_out}
     before, after = solved("before", runs / "sft"), solved("after", runs / "better")
-    assert after > before + 0.15, (before, after)  # some three standard errors of the difference
+    assert after > before + 0.2, (before, after)  # three standard errors of the difference are 0.17
