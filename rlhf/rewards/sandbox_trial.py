@@ -50,7 +50,8 @@ def main(seconds: float, **limits: int) -> NoReturn:
         lifeline = os.pipe()
         child = os.fork()
     except OSError as error:
-        os.write(2, (error.strerror or str(error)).encode())
+        place = f"{error.filename}: " if error.filename else ""
+        os.write(2, f"{place}{error.strerror or error}".encode())
         os._exit(UNAVAILABLE)
     if child == 0:
         os.close(lifeline[1])
