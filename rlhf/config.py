@@ -38,8 +38,17 @@ from rlhf.rewards.instructions import Instructions
 from rlhf.rewards.math_expression import MathExpression
 from rlhf.rewards.reasoning_gym import ReasoningGym
 from rlhf.rewards.sources import NoReward, RewardFunction, RewardMixture, RewardModel, RewardSource
+from rlhf.rewards.unit_tests import UnitTests
 from rlhf.rewards.verifiers import ExactMatch, Format, MathAnswer
 from rlhf.rollout.decoding import Decoding, Greedy, Sampling, Truncated
+from rlhf.rollout.refinement import (
+    FeedbackColumn,
+    FeedbackFunction,
+    FeedbackSource,
+    Refiner,
+    RefinerFunction,
+    RefinerModel,
+)
 from rlhf.trainers import schedules
 from rlhf.trainers.faults import NonFinite
 from rlhf.trainers.loop import Cadence
@@ -448,6 +457,32 @@ class Generate(Offline):
 
 
 @dataclass(kw_only=True, slots=True)
+class Refine:
+    """``rlhf refine``: new responses in place of failed ones, from feedback in words."""
+
+    name: str = "???"
+    """They go to runs/NAME/refinements.jsonl; a folder that has one is refused."""
+    seed: int = 0
+    """Every random stream derives from it."""
+    input: list[str] = field(default_factory=list)
+    """Files of scored responses, those of rlhf generate with a reward or of rlhf score."""
+    tasks: str | None = None
+    """The prompts' file, whose other columns (tests, …) are found by prompt; null where rows have them."""
+    threshold: float = 1.0
+    """A response with a lower score has failed."""
+    feedback: FeedbackSource
+    """What is said of a response that failed."""
+    refiner: Refiner
+    """What writes a new one."""
+    micro_batch_size: int = 64
+    """Responses of one forward pass, or of one call of a function."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that are not positive."""
+        _expect_positive(self, "micro_batch_size")
+
+
+@dataclass(kw_only=True, slots=True)
 class Score(Offline):
     """``rlhf score``: score a file of responses."""
 
@@ -510,7 +545,7 @@ class Evaluate(Offline):
             )
 
 
-def _expect_positive(config: Job | Offline | SamplingConfig | PretrainingConfig, *names: str) -> None:
+def _expect_positive(config: Job | Offline | Refine | SamplingConfig | PretrainingConfig, *names: str) -> None:
     for name in names:
         if getattr(config, name) <= 0:
             raise ValueError(f"{type(config).__name__}.{name} must be positive, got {getattr(config, name)}")
@@ -580,6 +615,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "format": Format,
         "reasoning_gym": ReasoningGym,
         "instructions": Instructions,
+        "unit_tests": UnitTests,
         "none": NoReward,
     },
     "selection": {
@@ -603,6 +639,8 @@ GROUPS: dict[str, dict[str, type]] = {
         "linear": mixtures.Linear,
     },
     "decoding": {"sampling": Sampling, "truncated": Truncated, "greedy": Greedy},
+    "feedback": {"column": FeedbackColumn, "function": FeedbackFunction},
+    "refiner": {"model": RefinerModel, "function": RefinerFunction},
 }
 """Every component that a group chooses by name; ``conf/GROUP/`` adds presets of them."""
 

@@ -43,7 +43,7 @@ def _shown(node: DictConfig, key: str) -> str:
     if OmegaConf.is_missing(node, key):
         return " ???"
     value: Any = OmegaConf.to_container(node, resolve=False, enum_to_str=True)[key]  # type: ignore[call-overload,index]
-    return f" {'null' if value is None else value}"
+    return " null" if value is None else f" {value}".replace("\n", "\\n")  # a key is a line
 
 
 def _line(left: str, meaning: str) -> str:

@@ -14,6 +14,7 @@ COMMANDS = {
     "rl": "online reinforcement learning",
     "distill": "on-policy distillation of a teacher, DAgger",
     "generate": "sample responses to a file of prompts; the best of n, if wanted",
+    "refine": "write new responses in place of failed ones, from feedback in words",
     "score": "score a file of responses",
     "select": "turn scored responses into rows to be trained on",
     "evaluate": "compare policies, and check a reward model against human labels",
