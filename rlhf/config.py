@@ -545,7 +545,9 @@ class Evaluate(Offline):
             )
 
 
-def _expect_positive(config: Job | Offline | Refine | SamplingConfig | PretrainingConfig, *names: str) -> None:
+def _expect_positive(
+    config: Job | Offline | Refine | SamplingConfig | PretrainingConfig, *names: str
+) -> None:
     for name in names:
         if getattr(config, name) <= 0:
             raise ValueError(f"{type(config).__name__}.{name} must be positive, got {getattr(config, name)}")
