@@ -30,7 +30,7 @@ def choices(name: str, overrides: Sequence[str] = ()) -> dict[str, str | None]:
 
 def groups() -> list[str]:
     """Every group that an option can be chosen from, ``algorithm/kl`` before ``algorithm``."""
-    return sorted([*GROUPS, "experiment"], reverse=True)
+    return sorted([*GROUPS, "experiment", "recipe"], reverse=True)
 
 
 def options(group: str, raw: DictConfig | None = None) -> list[str]:

@@ -15,6 +15,7 @@ COMMANDS = {
     "generate": "sample responses to a file of prompts; the best of n, if wanted",
     "score": "score a file of responses",
     "evaluate": "compare policies, and check a reward model against human labels",
+    "recipe": "several commands as one: expert iteration, Quark, rounds of reward model and PPO",
 }
 
 
