@@ -87,6 +87,18 @@ def test_every_shipped_recipe_is_a_list_of_commands_that_compose(rlhf: Any, name
         assert composed.status == 0, composed.err
 
 
+def test_iterated_rlhf_keeps_its_reference_and_learns_the_labels_of_all_rounds(rlhf: Any) -> None:
+    outcome = rlhf("recipe", "recipe=iterative_rlhf", "start.rl=runs/sft", "rounds=2", "dry_run=true")
+    words = {given.removeprefix("name=iterative_rlhf/"): rest for _, _, given, *rest in commands(outcome.out)}
+    files = [f"runs/iterative_rlhf/round_{number}/generate/responses.jsonl" for number in (1, 2)]
+    assert f"input=[{','.join(files)}]" in words["round_2/label"]
+    assert "model.path=runs/sft" in words["round_2/reward"]
+    assert "data.path=runs/iterative_rlhf/round_2/label/selected.jsonl" in words["round_2/reward"]
+    assert "actor.model.path=runs/iterative_rlhf/round_1/rl" in words["round_2/rl"]
+    assert "reference=runs/sft" in words["round_2/rl"]
+    assert "reward.path=runs/iterative_rlhf/round_2/reward" in words["round_2/rl"]
+
+
 def test_a_dry_run_says_how_far_every_stage_is_and_runs_none(
     rlhf: Any, iteration: list[str], tmp_path: Path
 ) -> None:
