@@ -19,10 +19,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from hydra.core.global_hydra import GlobalHydra
+from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from rlhf.cli import application
+from rlhf.cli.main import COMMANDS
 from rlhf.cli.recipe import alone_in
 from rlhf.distributed import checkpoints
 from rlhf.recipes import process
@@ -82,9 +85,16 @@ def test_every_shipped_recipe_is_a_list_of_commands_that_compose(rlhf: Any, name
     for program, command, given, *overrides in printed:
         assert program == "rlhf"
         assert given.startswith(f"name={name}/")
+        assert command in COMMANDS
         assert "{" not in " ".join(overrides).replace("<quantile_{}>", "")
-        composed = rlhf(command, given, *overrides, "--cfg", "job")  # as a user would who copies it
+
+
+def test_a_printed_command_can_be_copied(rlhf: Any) -> None:
+    outcome = rlhf("recipe", "recipe=conditioning", "dry_run=true")
+    for _, *words in commands(outcome.out):
+        composed = rlhf(*words, "--cfg", "job")
         assert composed.status == 0, composed.err
+    assert yaml.safe_load(composed.out)["prefix"] == "<good> "
 
 
 def test_iterated_rlhf_keeps_its_reference_and_learns_the_labels_of_all_rounds(rlhf: Any) -> None:
@@ -255,6 +265,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
     """Each stage runs in this process."""
     made = Stages()
     monkeypatch.setattr(process, "run", made.run)
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)  # most of a run's time
     return made
 
 
@@ -290,6 +301,15 @@ def finished(reference: Path, unbroken: Path, tmp_path: Path) -> Path:
     return tmp_path / "runs" / "ei"
 
 
+def stop_at(folder: Path, label: str) -> None:
+    """The finished recipe as it was when the stage had ended and nobody had noted it."""
+    for later in STAGES[STAGES.index(label) + 1 :]:
+        shutil.rmtree(folder / later)
+    told = json.loads((folder / label / "stage.json").read_text())
+    assert told["finished"]
+    (folder / label / "stage.json").write_text(json.dumps(told | {"finished": False}))
+
+
 def test_a_recipe_trains_in_every_round(reference: Path, workspace: Any) -> None:
     first = reference.parents[1] / "round_1" / "sft"
     assert not same(workspace.sft, first)
@@ -318,59 +338,63 @@ def test_a_recipe_killed_at_every_boundary_ends_bit_for_bit_where_it_would_have(
     assert same(tmp_path / "runs" / "ei" / LAST, reference)
 
 
+@pytest.mark.parametrize("label", STAGES[3:])
 def test_a_stage_whose_recipe_died_before_noting_its_end_is_run_again_to_the_same_end(
-    reference: Path, go: Any, stages: Stages, tmp_path: Path
+    reference: Path, finished: Path, go: Any, stages: Stages, label: str
 ) -> None:
-    for label in STAGES[3:]:
-        stages.killed = f"after {label}"
-        with pytest.raises(Killed):
-            go()
-    stages.killed = ""
+    stop_at(finished, label)
     assert go().status == 0
-    assert stages.started == [*STAGES[:3], *(label for label in STAGES[3:] for _ in range(2))]
-    assert same(tmp_path / "runs" / "ei" / LAST, reference)
+    assert stages.started == STAGES[STAGES.index(label) :]
+    assert same(finished / LAST, reference)
 
 
 def test_a_stage_killed_in_its_middle_goes_on_from_its_checkpoint(
-    reference: Path, go: Any, stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reference: Path, finished: Path, go: Any, stages: Stages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = checkpoints.write
 
     def killing(folder: Path, step: int, *arguments: Any, **options: Any) -> Path:
         path = write(folder, step, *arguments, **options)
-        if LAST in str(folder) and step == 2:
+        if step == 2:
             raise Killed
         return path
 
+    shutil.rmtree(finished / LAST)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "write", killing)
         with pytest.raises(Killed):
             go()
     outcome = go()
     assert outcome.status == 0, outcome.err
-    assert stages.started == [*STAGES, LAST]
-    folder = tmp_path / "runs" / "ei" / LAST
-    assert f"continuing from {folder / 'checkpoints' / 'step_000002'}" in outcome.err
-    assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()] == [1, 2, 3]
-    assert same(folder, reference)
+    assert stages.started == [LAST, LAST]
+    assert f"continuing from {finished / LAST / 'checkpoints' / 'step_000002'}" in outcome.err
+    assert [json.loads(line)["step"] for line in (finished / LAST / "metrics.jsonl").open()] == [1, 2, 3]
+    assert same(finished / LAST, reference)
+
+
+def test_a_stage_killed_before_its_first_checkpoint_starts_again(
+    reference: Path, finished: Path, go: Any, stages: Stages
+) -> None:
+    stop_at(finished, LAST)
+    shutil.rmtree(finished / LAST / "checkpoints")
+    assert go().status == 0
+    assert stages.started == [LAST]
+    assert same(finished / LAST, reference)
 
 
 def test_a_generation_killed_in_its_middle_keeps_what_it_has(
-    reference: Path, go: Any, stages: Stages, tmp_path: Path
+    reference: Path, finished: Path, go: Any
 ) -> None:
-    stages.killed = "after round_2/generate"
-    with pytest.raises(Killed):
-        go()
-    file = tmp_path / "runs" / "ei" / "round_2" / "generate" / "responses.jsonl"
+    stop_at(finished, "round_2/generate")
+    file = finished / "round_2" / "generate" / "responses.jsonl"
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    stages.killed = ""
     outcome = go()
     assert outcome.status == 0, outcome.err
-    assert "generate name=ei/round_2/generate" in outcome.out
-    assert outcome.out.count("resume=true") == 1
+    (told,) = [line for line in outcome.out.splitlines() if "resume=true" in line]
+    assert "generate name=ei/round_2/generate" in told
     assert file.read_bytes() == whole
-    assert same(tmp_path / "runs" / "ei" / LAST, reference)
+    assert same(finished / LAST, reference)
 
 
 def test_a_stage_that_fails_ends_the_recipe_which_goes_on_once_that_is_mended(
@@ -408,10 +432,8 @@ def test_a_changed_setting_of_a_finished_stage_is_refused(
     assert finished.is_dir()
 
 
-def test_a_changed_setting_of_a_stage_that_was_begun_is_refused(go: Any, stages: Stages) -> None:
-    stages.killed = "after round_1/sft"
-    with pytest.raises(Killed):
-        go()
+def test_a_changed_setting_of_a_stage_that_was_begun_is_refused(finished: Path, go: Any) -> None:
+    stop_at(finished, "round_1/sft")
     outcome = go("settings.epochs=3")
     assert "runs/ei/round_1/sft has been begun with epochs 2.0, which is 3.0 now: " in outcome.err
 
