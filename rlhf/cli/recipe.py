@@ -82,10 +82,12 @@ def checked(stages: list[Planned]) -> list[Step]:
             else, or with other settings.
     """
     steps: list[Step] = []
+    commands: dict[str, Command] = {}
     for planned in stages:
         try:
-            command = _command(planned.command)
-            settings = _settings(planned, command)
+            if planned.command not in commands:
+                commands[planned.command] = _command(planned.command)
+            settings = _settings(planned, commands[planned.command])
         except INPUT_ERRORS as error:
             line = explained(planned.command, error, planned.overrides)
             raise ValueError(f"stage {planned.label}: {line}") from None
@@ -94,7 +96,7 @@ def checked(stages: list[Planned]) -> list[Step]:
         before = record.read(planned.folder)
         if before is not None:
             record.expect_same(before, now, planned.folder)
-        trains = issubclass(command.schema, config.Job)
+        trains = issubclass(commands[planned.command].schema, config.Job)
         steps.append(Step(planned=planned, trains=trains, record=now, before=before))
     return steps
 
