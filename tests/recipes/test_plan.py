@@ -176,6 +176,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     (sole("k={settings.lr}"), "stage round_1/a: there is no {settings.lr}; there are none"),
     (
+        {"each_round": {"a": stage("sft"), "b": stage("sft", "k={start.a}")}, "start": {"a": "{stages.a}"}},
+        "start.a: {stages.a} comes later; a stage reads what ran before it",
+    ),
+    (
         sole("k={settings.learn}") | {"settings": {"learning": 1}},
         "stage round_1/a: there is no {settings.learn}; did you mean learning?",
     ),
