@@ -35,6 +35,8 @@ class Step:
     """A stage of one round, checked against its command, and how far it is."""
 
     planned: Planned
+    launcher: list[str]
+    """What starts it; empty for a process of its own."""
     trains: bool
     record: Record
     """Of what it is now."""
@@ -48,20 +50,20 @@ class Step:
             return "to be run"
         return "finished" if self.before.finished else "begun"
 
-    def shown(self, starter: str = "rlhf") -> str:
-        """The command as it could be typed."""
-        return f"{starter} {self.planned.command} {shlex.join(self.planned.arguments)}"
+    @property
+    def words(self) -> list[str]:
+        """What is typed after the launcher."""
+        return [self.planned.command, *self.planned.arguments]
 
 
 def recipe(config: Recipe, place: Place) -> None:
     """Check every stage, then run those that are not finished."""
     single_process(place, "rlhf recipe")
-    steps = checked(plan(config))
-    launcher = _launcher(config)
+    steps = checked(plan(config), _launcher(config))
     if config.dry_run:
         for step in steps:
-            starter = config.launcher if launcher and step.trains else None
-            sys.stdout.write(f"# {step.planned.label}, {step.state}\n{step.shown(starter or 'rlhf')}\n")
+            typed = shlex.join([*(step.launcher or ["rlhf"]), *step.words])
+            sys.stdout.write(f"# {step.planned.label}, {step.state}\n{typed}\n")
         return
     with alone_in(place.folder) as lock, process.Signals() as signals:
         (place.folder / "config.yaml").write_text(place.resolved, encoding="utf-8")
@@ -70,12 +72,16 @@ def recipe(config: Recipe, place: Place) -> None:
             if step.before is not None and step.before.finished:
                 continue
             signals.expect_none(step.planned.label)
-            _run(step, launcher if step.trains else [], place, signals, lock)
+            _run(step, place, signals, lock)
     _say(f"{len(steps)} stages are finished: {place.folder}")
 
 
-def checked(stages: list[Planned]) -> list[Step]:
+def checked(stages: list[Planned], launcher: list[str]) -> list[Step]:
     """Every stage, composed as its command would and held against what lies in its folder.
+
+    Args:
+        stages: in their order.
+        launcher: what starts those that train; empty for processes of their own.
 
     Raises:
         ValueError: a command does not exist or would refuse its overrides; a folder was made by something
@@ -97,7 +103,8 @@ def checked(stages: list[Planned]) -> list[Step]:
         if before is not None:
             record.expect_same(before, now, planned.folder)
         trains = issubclass(commands[planned.command].schema, config.Job)
-        steps.append(Step(planned=planned, trains=trains, record=now, before=before))
+        starter = launcher if trains else []
+        steps.append(Step(planned=planned, launcher=starter, trains=trains, record=now, before=before))
     return steps
 
 
@@ -139,18 +146,18 @@ def _launcher(config: Recipe) -> list[str]:
     return words
 
 
-def _run(step: Step, launcher: list[str], place: Place, signals: process.Signals, lock: int) -> None:
+def _run(step: Step, place: Place, signals: process.Signals, lock: int) -> None:
     """Run a stage, from where it was stopped if it can go on; its record says finished afterwards."""
-    folder, words = step.planned.folder, [step.planned.command, *step.planned.arguments]
+    folder, words = step.planned.folder, step.words
     if _can_continue(step):
         words.append("resume=true")
     elif folder.exists():
         record.remove(folder)
     step.record.write(folder)
-    _say(shlex.join(["rlhf", *words]))
+    _say(shlex.join([*(step.launcher or ["rlhf"]), *words]))
     started = time.monotonic()
     process.run(
-        [*(launcher or [sys.executable, "-m", "rlhf"]), *words],
+        [*(step.launcher or [sys.executable, "-m", "rlhf"]), *words],
         label=step.planned.label,
         environment=place.environment,
         signals=signals,
