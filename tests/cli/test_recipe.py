@@ -160,7 +160,7 @@ GOOD = "first: {a: {command: sft, overrides: [data.path=x]}}\n"
         ),
         (
             "first: {a: {command: recipe}}",
-            "stage a: there is no command 'recipe' for a stage; there are sft, ",
+            "stage a: there is no command 'recipe' for a stage; ",
         ),
         ("first: {a: {overrides: []}}", "these have no value yet: first.a.command; give each as KEY=VALUE"),
         ("first: {a: {comand: sft}}", "comand"),
