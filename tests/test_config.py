@@ -105,7 +105,7 @@ COMPONENTS = sorted(
 def test_every_file_is_a_command_an_experiment_or_an_option_of_a_known_group(preset: str) -> None:
     folder, _, name = preset.rpartition("/")
     if folder:
-        assert folder in config.GROUPS or folder.split("/")[0] == "experiment"
+        assert folder in config.GROUPS or folder.split("/")[0] in ("experiment", "recipe")
     else:
         assert name in {*COMMANDS, "launch"}
 
@@ -117,7 +117,7 @@ def test_every_file_says_what_it_is_and_lets_its_own_values_win(preset: str) -> 
     assert len(comments) == 1
     values = yaml.safe_load(text)
     defaults = [entry for entry in values.get("defaults", []) if not str(entry).startswith("{'override")]
-    if preset.startswith("experiment/"):
+    if preset.startswith(("experiment/", "recipe/")):
         assert defaults == []  # overrides only
     elif "/" in preset:
         assert defaults[-1] == "_self_"
@@ -156,7 +156,7 @@ def test_every_experiment_builds_with_the_command_it_is_named_for(experiment: st
 
 
 def test_every_group_belongs_to_a_command() -> None:
-    assert {group for name in SCHEMAS for group in used_groups(name)} == set(config.GROUPS)
+    assert {group for name in SCHEMAS for group in used_groups(name)} == {*config.GROUPS, "recipe"}
 
 
 # Every key

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "rlhf").rglob("*.py"))
 
-LEAVES = {"batch", "metrics", "progress_bar", "seeding", "run_folder", "ops", "distributed"}
+LEAVES = {"batch", "metrics", "progress_bar", "recipes", "seeding", "run_folder", "ops", "distributed"}
 LAYERS = {
     "algorithms": {"batch", "ops"},
     "data": {"batch"},

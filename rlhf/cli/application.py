@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from rlhf import config
 from rlhf.cli.explanation import explained
 from rlhf.cli.help import describe
 from rlhf.distributed import runtime
+from rlhf.recipes.process import StageEnded
 from rlhf.trainers.loop import Interrupted
 
 INPUT_ERRORS = (ValueError, OSError, FloatingPointError, HydraException, OmegaConfBaseException)
@@ -36,6 +37,8 @@ class Place:
     folder: Path
     resolved: str
     """The configuration as YAML, every interpolation replaced."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """That the user gave, for processes that the job starts."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -48,6 +51,7 @@ class Command:
 
 def run(name: str, command: Command, arguments: list[str]) -> int:
     """Run ``rlhf NAME ARGUMENTS``; the exit status."""
+    environment = dict(os.environ)
     config.register({name: command.schema})
     if "--help" in arguments or "-h" in arguments:
         overrides = [word for word in arguments if word not in ("--help", "-h")]
@@ -57,7 +61,7 @@ def run(name: str, command: Command, arguments: list[str]) -> int:
     sys.argv = [f"rlhf {name}", *arguments]
     report = partial(_reported, name, arguments, wants_traceback=wants_traceback)
     application = hydra.main(version_base="1.3", config_path=f"pkg://{config.CONF}", config_name=name)(
-        lambda raw: _job(report, lambda: _run_job(name, command, raw))
+        lambda raw: _job(report, lambda: _run_job(name, command, raw, environment))
     )
     try:
         return report(application)
@@ -75,7 +79,7 @@ def _job(report: Callable[[Callable[[], object]], int], action: Callable[[], obj
         sys.exit(status)
 
 
-def _run_job(name: str, command: Command, raw: DictConfig) -> None:
+def _run_job(name: str, command: Command, raw: DictConfig, environment: dict[str, str]) -> None:
     resolved = OmegaConf.to_yaml(raw, resolve=True)
     built: Any = config.build(raw, command.schema)
     minutes = getattr(built, "timeout_minutes", 30.0)
@@ -83,6 +87,7 @@ def _run_job(name: str, command: Command, raw: DictConfig) -> None:
         runtime=runtime.start(timeout=timedelta(minutes=minutes), report=partial(_say, name)),
         folder=Path(HydraConfig.get().runtime.output_dir),
         resolved=resolved,
+        environment=environment,
     )
     level = logging.INFO if place.runtime.rank == 0 else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
@@ -106,6 +111,9 @@ def _reported(
     except Interrupted as stop:
         _say(name, str(stop))
         return 128 + stop.number
+    except StageEnded as end:
+        _say(name, str(end))
+        return end.status
     except INPUT_ERRORS as error:
         if wants_traceback:
             traceback.print_exc()

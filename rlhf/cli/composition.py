@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import hydra
@@ -14,15 +15,27 @@ from omegaconf import DictConfig, OmegaConf
 from rlhf.config import CONF, GROUPS
 
 
+@contextmanager
+def _only_ours() -> Iterator[None]:
+    """Hydra with our configuration alone, also inside a job that Hydra runs."""
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_module(CONF, version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
 def compose(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """A command's configuration under the given overrides."""
-    with hydra.initialize_config_module(CONF, version_base="1.3"):
+    with _only_ours():
         return hydra.compose(config_name=name, overrides=list(overrides))
 
 
 def choices(name: str, overrides: Sequence[str] = ()) -> dict[str, str | None]:
     """The option that each group of a command stands at, e.g. ``{"algorithm/kl": "in_reward"}``."""
-    with hydra.initialize_config_module(CONF, version_base="1.3"):
+    with _only_ours():
         raw = hydra.compose(config_name=name, overrides=list(overrides), return_hydra_config=True)
         chosen = raw.hydra.runtime.choices
     return {group: chosen[group] for group in sorted(chosen) if group in groups()}
@@ -30,7 +43,7 @@ def choices(name: str, overrides: Sequence[str] = ()) -> dict[str, str | None]:
 
 def groups() -> list[str]:
     """Every group that an option can be chosen from, ``algorithm/kl`` before ``algorithm``."""
-    return sorted([*GROUPS, "experiment"], reverse=True)
+    return sorted([*GROUPS, "experiment", "recipe"], reverse=True)
 
 
 def options(group: str, raw: DictConfig | None = None) -> list[str]:
@@ -38,7 +51,7 @@ def options(group: str, raw: DictConfig | None = None) -> list[str]:
 
     With a command's configuration ``raw`` only those that the command takes: commands share groups.
     """
-    with hydra.initialize_config_module(CONF, version_base="1.3"):
+    with _only_ours():
         loader = GlobalHydra.instance().config_loader()
         names, folders = (
             loader.get_group_options(group, kind) for kind in (ObjectType.CONFIG, ObjectType.GROUP)

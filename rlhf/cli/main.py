@@ -18,6 +18,7 @@ COMMANDS = {
     "score": "score a file of responses",
     "select": "turn scored responses into rows to be trained on",
     "evaluate": "compare policies, and check a reward model against human labels",
+    "recipe": "several commands as one: expert iteration, Quark, rounds of reward model and PPO",
 }
 
 
