@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -87,6 +88,12 @@ def test_every_shipped_recipe_is_a_list_of_commands_that_compose(rlhf: Any, name
         assert given.startswith(f"name={name}/")
         assert command in COMMANDS
         assert "{" not in " ".join(overrides).replace("<quantile_{}>", "")
+
+
+def test_the_page_lists_every_shipped_recipe() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    section = page.partition("## The recipes\n")[2].partition("\n## ")[0]
+    assert sorted(re.findall(r"^\| `(\w+)` ", section, re.MULTILINE)) == sorted({*SHIPPED, "recipe"})
 
 
 def test_a_printed_command_can_be_copied(rlhf: Any) -> None:
