@@ -208,6 +208,14 @@ FIXED = {
     ("ops/value_losses.py", 0.5): "the half of a squared error",
     ("ops/masking.py", 1e-8): "keeps whitening finite where every value is the same",
     ("ops/masking.py", 1e-13): "a variance that is rounding error is 0",
+    (
+        "rewards/sandbox.py",
+        60.0,
+    ): "seconds of silence after which the sandbox has failed; no score depends on it",
+    (
+        "rewards/sandbox_trial.py",
+        0.5,
+    ): "seconds that a program gets to end by itself once it no longer answers",
 }
 
 
@@ -254,6 +262,7 @@ STAND_INS = {
     "${runs#runs/}": "quickstart",
     "$runs": "runs/quickstart",
     "$seed": "0",
+    "${policies[$policy]}": "runs/quickstart/sft",
     "${policy}": "sft",
     "$policy": "sft",
     "$decoding": "greedy",
@@ -286,6 +295,7 @@ def test_launch_scripts_pass_no_unknown_flag() -> None:
         "rl",
         "evaluate",
         "generate",
+        "recipe",
     }
     for script, words in commands:
         assert not [word for word in words if "$" in word], f"{script}: {words}"

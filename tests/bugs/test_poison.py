@@ -23,8 +23,21 @@ import rlhf.ops
 from rlhf.algorithms.advantages import WhitenedGroupDeviation
 from rlhf.algorithms.corrections import Level, Masked
 from rlhf.algorithms.kl import ExactKLInLoss
+from rlhf.algorithms.mixtures import Constant
 from rlhf.algorithms.preference_losses import DPO, ORPO, Unlikelihood
-from rlhf.batch import Experience, LabelledBatch, PreferenceBatch, PromptBatch, Rollout, Rows, SequenceBatch
+from rlhf.batch import (
+    Experience,
+    LabelledBatch,
+    PreferenceBatch,
+    Prefixes,
+    PromptBatch,
+    Rollout,
+    Rows,
+    SequenceBatch,
+)
+from rlhf.trainers.distillation import DistillationTrainer
+from rlhf.trainers.policy_gradient import PolicyGradientTrainer
+from rlhf.trainers.preference import PreferenceTrainer
 from rlhf.trainers.rollout_metrics import Measured
 
 FILLS = [math.nan, 1e9, -1e9]
@@ -101,7 +114,7 @@ class Set:
 def poison(trainer: Any, fill: float) -> list[str]:
     """Poison every batch that the trainer will see; the fields that were, once it has run."""
     count: list[str] = []
-    if hasattr(trainer, "engine") and hasattr(trainer.train, "rows"):  # what a preference loss is measured on
+    if isinstance(trainer, PreferenceTrainer):
         for feedback in (trainer.train, trainer.test):
             feedback.rows = Set(feedback.rows, fill, count)
         return count
@@ -110,11 +123,23 @@ def poison(trainer: Any, fill: float) -> list[str]:
         return count
     for prompts in (trainer.train, trainer.test):
         prompts.rows = Set(prompts.rows, fill, count)
-    if trainer.pretraining is not None:
-        trainer.pretraining._rows = Set(trainer.pretraining._rows, fill, count)
-    for owner, name in ((trainer.collector, "sample"), (trainer, "measure"), (trainer, "estimate")):
+    makers = [(trainer, "collect")]
+    if isinstance(trainer, PolicyGradientTrainer):
+        makers = [(trainer.collector, "sample"), (trainer, "measure"), (trainer, "estimate")]
+        if trainer.pretraining is not None:
+            trainer.pretraining._rows = Set(trainer.pretraining._rows, fill, count)
+    for owner, name in makers:
         setattr(owner, name, Poisoning(getattr(owner, name), fill, count))
     return count
+
+
+def engines(trainer: Any) -> list[Any]:
+    """Those that learn."""
+    if hasattr(trainer, "engine"):
+        return [trainer.engine]
+    if isinstance(trainer, DistillationTrainer):
+        return [trainer.models.student]
+    return [engine for engine in (trainer.models.actor, trainer.models.critic) if engine is not None]
 
 
 def ran(toy: ModuleType, trainer: Any, seen: list[Any]) -> list[Any]:
@@ -127,9 +152,8 @@ def ran(toy: ModuleType, trainer: Any, seen: list[Any]) -> list[Any]:
     ]
     for one in found[:3]:
         one.pop("memory/peak_bytes", None)
-    models = [trainer] if hasattr(trainer, "engine") else [trainer.models.actor, trainer.models.critic]
-    models = [getattr(model, "engine", model) for model in models]
-    return [*found, trainer.samples(), [tensor.tolist() for tensor in toy.parameters(*models).values()], seen]
+    learnt = toy.parameters(*engines(trainer)).values()
+    return [*found, trainer.samples(), [tensor.tolist() for tensor in learnt], seen]
 
 
 PREFERENCES = {"dpo": DPO(), "orpo": ORPO(), "unlikelihood": Unlikelihood()}
@@ -144,6 +168,10 @@ def build(toy: ModuleType, stage: str) -> tuple[Any, list[Any]]:
         trainer = toy.reward_model(test=toy.preference_set(5, "held out"))
     elif stage == "kto":
         trainer = toy.kto(test=toy.labelled_set(5, "held out"), sft_coef=0.1)
+    elif stage == "distillation":
+        trainer = toy.distillation(
+            test=toy.prompt_set(4, "held out"), mixture=Constant(beta=0.5), keep_rounds=None
+        )
     elif stage in PREFERENCES:
         trainer = toy.preference(PREFERENCES[stage], test=toy.preference_set(5, "held out"), sft_coef=0.1)
     elif stage == "everything around the loss":
@@ -175,13 +203,9 @@ def build(toy: ModuleType, stage: str) -> tuple[Any, list[Any]]:
             test=toy.prompt_set(4, "held out"),
         )
     seen: list[Any] = []
-    engines = (
-        (trainer.engine,) if hasattr(trainer, "engine") else (trainer.models.actor, trainer.models.critic)
-    )
-    for engine in engines:
-        if engine is not None:
-            for parameter in engine.module.parameters():
-                parameter.register_hook(lambda gradient: seen.append(gradient.double().sum().item()))
+    for engine in engines(trainer):
+        for parameter in engine.module.parameters():
+            parameter.register_hook(lambda gradient: seen.append(gradient.double().sum().item()))
     return trainer, seen
 
 
@@ -189,6 +213,7 @@ REACHED = {
     **dict.fromkeys((*PREFERENCES, "kto"), tensors(SequenceBatch)),
     "supervised": tensors(SequenceBatch),
     "reward_model": tensors(SequenceBatch),
+    "distillation": tensors(PromptBatch) | tensors(Rollout),
     "ppo": tensors(PromptBatch) | tensors(Rollout) | tensors(Experience) | tensors(Measured),
     "ppo without exact KL": tensors(PromptBatch) | tensors(Rollout) | tensors(Experience),
     "rloo": tensors(PromptBatch) | tensors(Rollout) | {"Experience.advantages", "Measured.rewards"},
@@ -204,13 +229,14 @@ def test_every_batch_type_is_poisoned_somewhere() -> None:
         for _, kind in inspect.getmembers(rlhf.batch, inspect.isclass)
         if issubclass(kind, Rows) and kind is not Rows
     }
-    outer = {"PreferenceBatch", "LabelledBatch"}
+    outer = {"PreferenceBatch", "LabelledBatch", "Prefixes"}
     assert kinds == {"SequenceBatch", "PromptBatch", "Rollout", "Experience"} | outer
     assert {name.split(".")[0] for names in REACHED.values() for name in names} | outer == (
         kinds | {"Measured"}
     )
     assert not tensors(PreferenceBatch)  # but those of its two sides
     assert not tensors(LabelledBatch)
+    assert not tensors(Prefixes)
     assert "Experience.old_values" in tensors(Experience)
     assert "Measured.exact_kl" in tensors(Measured)
     assert "Rollout.tokens" in tensors(Rollout)

@@ -29,7 +29,7 @@ from rlhf.ops.best_of_n import (
         (512, 5.240),
     ],
 )
-def test_kl_bound_is_the_published_table(n: int, bound: float) -> None:
+def test_bound_of_the_kl_is_the_published_table(n: int, bound: float) -> None:
     assert best_of_n_kl_bound(n) == pytest.approx(bound, abs=5e-4 if n in (8, 128, 512) else 5e-7)
 
 
@@ -171,7 +171,7 @@ TWENTY = torch.arange(1, 21, dtype=torch.float64) / 210
 @pytest.mark.parametrize(
     ("n", "kl"), [(2, 0.192352), (4, 0.631542), (16, 1.744796), (64, 2.339208), (256, 2.351375)]
 )
-def test_exact_kl_is_the_published_table(n: int, kl: float) -> None:
+def test_divergence_is_the_published_table(n: int, kl: float) -> None:
     assert best_of_n_kl(TWENTY, TWENTY, n) == pytest.approx(kl, abs=5e-7)  # scores in the order of p
 
 

@@ -143,7 +143,7 @@ def test_a_temperature_that_is_not_positive_is_refused(temperature: float) -> No
         token_logprobs(LOG_125, torch.tensor(0), temperature)
 
 
-def test_kl_between_vocabularies_of_different_size_is_refused() -> None:
+def test_vocabularies_of_different_size_are_refused() -> None:
     with pytest.raises(ValueError, match="shapes"):
         exact_kl(torch.zeros(2, 3), torch.zeros(2, 4))
 

@@ -1,0 +1,79 @@
+"""Table and picture: means over seeds with their standard errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+COLUMNS = {
+    "score": ("score", 2),
+    "kl": ("KL, nats", 2),
+    "judge": ("VADER", 3),
+    "distinct_2": ("distinct-2", 3),
+    "length": ("length", 1),
+    "perplexity": ("perplexity", 1),
+}
+Lines = Sequence[Mapping[str, Any]]
+
+
+def markdown(lines: Lines) -> str:
+    """A row a policy, the highest score first."""
+    head = ["policy", *(title for title, _ in COLUMNS.values())]
+    rows = [[name, *(cell(own, key) for key in COLUMNS)] for name, own in ranked(lines)]
+    seeds = len({line["seed"] for line in lines})
+    title = f"{lines[0]['responses']} unseen prompts, temperature 1, {seeds} seeds, mean ± standard error"
+    table = [head, ["---"] * len(head), *rows]
+    return f"**{title}**\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in table)
+
+
+def ranked(lines: Lines) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """The lines of each policy, the highest mean score first."""
+    names = dict.fromkeys(line["policy"] for line in lines)
+    found = [(name, [line for line in lines if line["policy"] == name]) for name in names]
+    return sorted(found, key=lambda item: -mean([line["score"] for line in item[1]]))
+
+
+def cell(own: Lines, key: str) -> str:
+    """Mean ± standard error over seeds; a bound where the KL is one, – where nothing was measured."""
+    numbers = [line[key] for line in own if line.get(key) is not None]
+    if not numbers:
+        return "–"
+    _, digits = COLUMNS[key]
+    if key == "kl" and all(line.get("kl_error") is None for line in own):
+        return f"≤ {mean(numbers):.{digits}f}"
+    if len(numbers) == 1:
+        return f"{mean(numbers):.{digits}f}"
+    return f"{mean(numbers):.{digits}f} ± {standard_error(numbers):.{digits}f}"
+
+
+def mean(numbers: Sequence[float]) -> float:
+    """Their mean."""
+    return sum(numbers) / len(numbers)
+
+
+def standard_error(numbers: Sequence[float]) -> float:
+    """Of the mean of two and more."""
+    centre = mean(numbers)
+    variance = sum((number - centre) ** 2 for number in numbers) / (len(numbers) - 1)
+    return math.sqrt(variance / len(numbers))
+
+
+def frontier(lines: Lines, picture: Path) -> None:
+    """Score against KL, a point a policy, with standard errors both ways."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(8, 5), constrained_layout=True)
+    for name, own in ranked(lines):
+        scores, kls = ([line[key] for line in own] for key in ("score", "kl"))
+        errors = [standard_error(numbers) if len(own) > 1 else 0.0 for numbers in (scores, kls)]
+        axis.errorbar(mean(kls), mean(scores), yerr=errors[0], xerr=errors[1], fmt="o", markersize=4)
+        axis.annotate(name, (mean(kls), mean(scores)), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    axis.set_xlabel("KL to the supervised model, nats a response")
+    axis.set_ylabel("score of the reward model")
+    figure.savefig(picture, dpi=110)
+    pyplot.close(figure)
