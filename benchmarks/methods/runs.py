@@ -97,9 +97,11 @@ def evaluation(seed: int, trained: list[Method]) -> list[str]:
     policies = ", ".join(f"{method.name}: runs/{method.folder}" for method in trained)
     prefixes = ", ".join(f'{method.name}: "{method.prefix}"' for method in trained if method.prefix)
     return [
-        *("evaluate", "experiment=quickstart/evaluate", f"name={_place(seed)}/evaluate", f"seed={seed}"),
+        *("evaluate", f"name={_place(seed)}/evaluate", f"seed={seed}", "reference_name=SFT"),
+        *(f"reference.path={START}/sft", f"reward.path={START}/reward", "judge=rlhf.rewards.vader:vader"),
         *(f"+policies={{{policies}}}", f"+prefixes={{{prefixes}}}", f"best_of={list(BEST_OF)}"),
-        *("sampling.temperature=1.0", f"prompts.limit={PROMPTS}", "pairs=null"),
+        *(f"prompts.path={START}/data/prompts_test.jsonl", f"prompts.limit={PROMPTS}"),
+        *("sampling.temperature=1.0", "sampling.max_new_tokens=40", "micro_batch_size=256"),
     ]
 
 
