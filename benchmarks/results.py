@@ -119,6 +119,20 @@ def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
     return [line for line in lines if line["time"] == newest[line["id"]]]
 
 
+def kept(file: Path) -> list[dict[str, Any]]:
+    """The lines of a file of results; none where nothing has been measured."""
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def mean_and_error(numbers: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error, 0 for a single number."""
+    mean = sum(numbers) / len(numbers)
+    variance = sum((number - mean) ** 2 for number in numbers) / max(len(numbers) - 1, 1)
+    return mean, (variance / len(numbers)) ** 0.5
+
+
 def _versions() -> dict[str, str]:
     found = {}
     for name in PACKAGES:

@@ -6,28 +6,20 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from benchmarks.learning.horizons import METHODS, measured, picture, table
-from benchmarks.results import FOLDER, provenance
+from benchmarks.results import FOLDER, kept, provenance
 
 RESULTS = FOLDER / "horizons.jsonl"
 HORIZONS = (2, 4, 8, 16, 32, 64)
 
 
-def lines() -> list[dict[str, Any]]:
-    """What has been measured."""
-    if not RESULTS.is_file():
-        return []
-    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
-
-
 def run(seeds: int, rounds: int) -> int:
     """Every method, horizon and seed that has no line yet."""
-    known = {(line["method"], line["horizon"], line["seed"]) for line in lines()}
+    known = {(line["method"], line["horizon"], line["seed"]) for line in kept(RESULTS)}
     every = [(m, T, seed) for seed in range(seeds) for T in HORIZONS for m in METHODS]
     facts = provenance(["python -m benchmarks.learning", *sys.argv[1:]], torch.device("cpu"))
     for method, horizon, seed in tqdm([one for one in every if one not in known]):
@@ -48,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.command == "run":
         return run(given.seeds, given.rounds)
-    found = lines()
+    found = kept(RESULTS)
     if not found:
         sys.stderr.write("benchmarks.learning: no results yet: python -m benchmarks.learning run\n")
         return 2

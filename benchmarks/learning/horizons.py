@@ -19,6 +19,7 @@ from benchmarks.learning.road import (
     learner,
     probabilities,
 )
+from benchmarks.results import mean_and_error
 from rlhf.algorithms.divergences import ForwardKL
 from rlhf.algorithms.mixtures import Constant, Linear, Mixture
 from rlhf.data.fitting import Report
@@ -136,13 +137,6 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
 def costs_of(lines: Sequence[Mapping[str, Any]], method: str, horizon: int) -> list[float]:
     """Over the seeds."""
     return [line["cost"] for line in lines if (line["method"], line["horizon"]) == (method, horizon)]
-
-
-def mean_and_error(numbers: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error."""
-    mean = sum(numbers) / len(numbers)
-    variance = sum((number - mean) ** 2 for number in numbers) / max(len(numbers) - 1, 1)
-    return mean, math.sqrt(variance / len(numbers))
 
 
 def picture(lines: Sequence[Mapping[str, Any]], file: Path) -> None:

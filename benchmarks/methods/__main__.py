@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.methods.runs import START, Method, evaluation, measured, methods, pairs, shared
 from benchmarks.methods.table import frontier, markdown
-from benchmarks.results import FOLDER, provenance, say
+from benchmarks.results import FOLDER, kept, provenance, say
 
 RESULTS = FOLDER / "methods.jsonl"
 
@@ -27,7 +27,7 @@ def run(seeds: Sequence[int], processes: int) -> int:
     if not Path(START, "rl").is_dir():
         sys.stderr.write(f"benchmarks.methods: {START}/rl is missing: run bash launch/quickstart.sh first\n")
         return 2
-    known = {line["seed"] for line in lines()}
+    known = {line["seed"] for line in kept(RESULTS)}
     facts = provenance(["python -m benchmarks.methods", *sys.argv[1:]], torch.device("cpu"))
     failed = [seed for seed in seeds if seed not in known and not _seed(seed, processes, facts)]
     return int(bool(failed))
@@ -61,15 +61,8 @@ def _finished(words: Sequence[str]) -> bool:
         [sys.executable, "-m", "rlhf", *words], env=env, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        say(f"failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        say(f"failed: {(done.stderr.strip().splitkept(RESULTS) or ['no message'])[-1]}")
     return done.returncode == 0
-
-
-def lines() -> list[dict[str, Any]]:
-    """What has been measured."""
-    if not RESULTS.is_file():
-        return []
-    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.command == "run":
         return run(given.seeds, given.processes)
-    found = lines()
+    found = kept(RESULTS)
     if not found:
         sys.stderr.write("benchmarks.methods: no results yet: python -m benchmarks.methods run\n")
         return 2

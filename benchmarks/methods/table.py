@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks.results import mean_and_error
 
 COLUMNS = {
     "score": ("score", 2),
@@ -32,7 +33,7 @@ def ranked(lines: Lines) -> list[tuple[str, list[Mapping[str, Any]]]]:
     """The lines of each policy, the highest mean score first."""
     names = dict.fromkeys(line["policy"] for line in lines)
     found = [(name, [line for line in lines if line["policy"] == name]) for name in names]
-    return sorted(found, key=lambda item: -mean([line["score"] for line in item[1]]))
+    return sorted(found, key=lambda item: -mean_and_error([line["score"] for line in item[1]])[0])
 
 
 def cell(own: Lines, key: str) -> str:
@@ -40,24 +41,12 @@ def cell(own: Lines, key: str) -> str:
     numbers = [line[key] for line in own if line.get(key) is not None]
     if not numbers:
         return "–"
-    _, digits = COLUMNS[key]
+    digits, (mean, error) = COLUMNS[key][1], mean_and_error(numbers)
     if key == "kl" and all(line.get("kl_error") is None for line in own):
-        return f"≤ {mean(numbers):.{digits}f}"
+        return f"≤ {mean:.{digits}f}"
     if len(numbers) == 1:
-        return f"{mean(numbers):.{digits}f}"
-    return f"{mean(numbers):.{digits}f} ± {standard_error(numbers):.{digits}f}"
-
-
-def mean(numbers: Sequence[float]) -> float:
-    """Their mean."""
-    return sum(numbers) / len(numbers)
-
-
-def standard_error(numbers: Sequence[float]) -> float:
-    """Of the mean of two and more."""
-    centre = mean(numbers)
-    variance = sum((number - centre) ** 2 for number in numbers) / (len(numbers) - 1)
-    return math.sqrt(variance / len(numbers))
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 
 def frontier(lines: Lines, picture: Path) -> None:
@@ -69,10 +58,11 @@ def frontier(lines: Lines, picture: Path) -> None:
 
     figure, axis = pyplot.subplots(figsize=(8, 5), constrained_layout=True)
     for name, own in ranked(lines):
-        scores, kls = ([line[key] for line in own] for key in ("score", "kl"))
-        errors = [standard_error(numbers) if len(own) > 1 else 0.0 for numbers in (scores, kls)]
-        axis.errorbar(mean(kls), mean(scores), yerr=errors[0], xerr=errors[1], fmt="o", markersize=4)
-        axis.annotate(name, (mean(kls), mean(scores)), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        (score, score_error), (kl, kl_error) = (
+            mean_and_error([line[key] for line in own]) for key in ("score", "kl")
+        )
+        axis.errorbar(kl, score, yerr=score_error, xerr=kl_error, fmt="o", markersize=4)
+        axis.annotate(name, (kl, score), xytext=(5, 4), textcoords="offset points", fontsize=8)
     axis.set_xlabel("KL to the supervised model, nats a response")
     axis.set_ylabel("score of the reward model")
     figure.savefig(picture, dpi=110)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from benchmarks.presets.runs import Run, all_runs, tasks
 from benchmarks.presets.table import curves, markdown
-from benchmarks.results import FOLDER, provenance
+from benchmarks.results import FOLDER, kept, provenance
 
 RESULTS = FOLDER / "presets.jsonl"
 KEPT = ("reward/score", "actor/kl_reference", "rollout/length", "rollout/ended_fraction")
@@ -37,7 +37,7 @@ def run(folder: Path, scratch: Path, seeds: int, processes: int) -> int:
             "bash launch/arithmetic.sh first\n"
         )
         return 2
-    known = {(line["task"], line["label"], line["seed"]) for line in lines()}
+    known = {(line["task"], line["label"], line["seed"]) for line in kept(RESULTS)}
     wanted = [one for one in all_runs(folder, seeds) if (one.task.name, one.label, one.seed) not in known]
     facts = provenance(["python -m benchmarks.presets", *sys.argv[1:]], torch.device("cpu"))
     failed = 0
@@ -59,9 +59,10 @@ def finished(one: Run, scratch: Path) -> dict[str, Any] | str:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
-        return (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return (done.stderr.strip().splitkept(RESULTS) or ["no message"])[-1]
     rows = [
-        json.loads(line) for line in (scratch / one.slug / "metrics.jsonl").read_text("utf-8").splitlines()
+        json.loads(line)
+        for line in (scratch / one.slug / "metrics.jsonl").read_text("utf-8").splitkept(RESULTS)
     ]
     return {
         "task": one.task.name,
@@ -74,13 +75,6 @@ def finished(one: Run, scratch: Path) -> dict[str, Any] | str:
         "start": {name: rows[0][name] for name in KEPT},
         "curve": {name: [round(row[name], 4) for row in rows] for name in KEPT[:2]},
     }
-
-
-def lines() -> list[dict[str, Any]]:
-    """What has been measured."""
-    if not RESULTS.is_file():
-        return []
-    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.command == "run":
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         return run(given.runs.resolve(), given.scratch.resolve(), given.seeds, given.processes)
-    found = lines()
+    found = kept(RESULTS)
     if not found:
         sys.stderr.write("benchmarks.presets: no results yet: python -m benchmarks.presets run\n")
         return 2

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks.results import mean_and_error
 
 COLUMNS = {
     "reward/score": "score",
@@ -71,8 +72,5 @@ def _mean(numbers: Sequence[float]) -> str:
     """Mean ± standard error over the seeds; – where nothing was measured."""
     if not numbers:
         return "–"
-    mean = sum(numbers) / len(numbers)
-    if len(numbers) == 1:
-        return f"{mean:.2f}"
-    variance = sum((number - mean) ** 2 for number in numbers) / (len(numbers) - 1)
-    return f"{mean:.2f} ± {math.sqrt(variance / len(numbers)):.2f}"
+    mean, error = mean_and_error(numbers)
+    return f"{mean:.2f}" if len(numbers) == 1 else f"{mean:.2f} ± {error:.2f}"

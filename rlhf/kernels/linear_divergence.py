@@ -106,23 +106,8 @@ def linear_divergence(
             f"the vocabularies have {weight.shape[0]} and {other.weight.shape[0]} tokens, expected one size"
         )
     first = flatten(hidden, weight, targets, temperature, bias=bias, scale=scale, softcap=softcap, mask=mask)
-    second = flatten(
-        other.hidden.detach(),
-        other.weight.detach(),
-        targets,
-        temperature,
-        bias=None if other.bias is None else other.bias.detach(),
-        scale=other.scale,
-        softcap=other.softcap,
-        mask=mask,
-    )
     sweep = _Sweep(
-        second=Projection(
-            hidden=second.hidden,
-            weight=other.weight.detach(),
-            bias=None if other.bias is None else other.bias.detach(),
-            reading=second.reading,
-        ),
+        second=_frozen(other, targets, temperature, mask),
         divergence=divergence,
         weights=first.keep(weights),
         target_weights=None if target_weights is None else first.keep(target_weights),
@@ -130,6 +115,22 @@ def linear_divergence(
     )
     loss, *numbers = _LinearDivergence.apply(first.hidden, weight, bias, first.reading, sweep)
     return SweptDivergence(loss, *(first.place(values) for values in numbers))
+
+
+def _frozen(head: OtherHead, targets: Tensor, temperature: float | Tensor, mask: Tensor | None) -> Projection:
+    """The other head over the tokens inside the mask, without gradient."""
+    weight, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
+    tokens = flatten(
+        head.hidden.detach(),
+        weight,
+        targets,
+        temperature,
+        bias=bias,
+        scale=head.scale,
+        softcap=head.softcap,
+        mask=mask,
+    )
+    return Projection(hidden=tokens.hidden, weight=weight, bias=bias, reading=tokens.reading)
 
 
 @dataclass(kw_only=True, slots=True)
