@@ -63,7 +63,7 @@ def linear_token_loss(
     softcap: float | None = None,
     mask: Tensor | None = None,
 ) -> SweptLoss:
-    """``token_loss(linear_logprobs(…)).sum()`` and the same gradients; where logits are kept, in 3/4 of the work.
+    """``token_loss(linear_logprobs(…)).sum()``, same gradients; in 3/4 of the work where logits are kept.
 
     Where entropies do not enter the loss their gradient costs nothing.
 
