@@ -61,7 +61,7 @@ def _finished(words: Sequence[str]) -> bool:
         [sys.executable, "-m", "rlhf", *words], env=env, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        say(f"failed: {(done.stderr.strip().splitkept(RESULTS) or ['no message'])[-1]}")
+        say(f"failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     return done.returncode == 0
 
 

@@ -59,10 +59,9 @@ def finished(one: Run, scratch: Path) -> dict[str, Any] | str:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
-        return (done.stderr.strip().splitkept(RESULTS) or ["no message"])[-1]
+        return (done.stderr.strip().splitlines() or ["no message"])[-1]
     rows = [
-        json.loads(line)
-        for line in (scratch / one.slug / "metrics.jsonl").read_text("utf-8").splitkept(RESULTS)
+        json.loads(line) for line in (scratch / one.slug / "metrics.jsonl").read_text("utf-8").splitlines()
     ]
     return {
         "task": one.task.name,

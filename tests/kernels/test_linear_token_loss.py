@@ -139,6 +139,22 @@ def test_low_precision_gives_the_numbers_of_the_two_passes(dtype: torch.dtype) -
         torch.testing.assert_close(ours, expected, **rounding)
 
 
+@EVERY
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_low_precision_is_near_float64_for_every_loss(loss: Any, dtype: torch.dtype) -> None:
+    """The same rounded numbers, whichever head this CPU has for them."""
+    hidden, weight, targets = head()
+    low = [x.detach().to(dtype).requires_grad_() for x in (hidden, weight)]
+    high = [x.detach().double().requires_grad_() for x in low]
+    swept = linear_token_loss(*low, targets, token_loss=loss)
+    expected = loss(linear_logprobs(*high, targets)).sum()
+    torch.testing.assert_close(swept.loss.double(), expected, rtol=1e-4, atol=1e-4)
+    grads = [torch.autograd.grad(x, inputs) for x, inputs in ((swept.loss, low), (expected, high))]
+    for ours, right in zip(*grads, strict=True):
+        allowed = {"rtol": 2e-2, "atol": 5e-2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
+        torch.testing.assert_close(ours.double(), right, **allowed)
+
+
 @pytest.mark.parametrize(
     "loss",
     [

@@ -1,64 +1,25 @@
-"""The schema of every command, and its registration with Hydra.
-
-A command's configuration is a dataclass of components; a YAML under ``conf/`` chooses and fills them. A
-field without a default is a component that the YAML's defaults list chooses. The docstring under a field is
-what ``--help`` shows beside it.
-"""
+"""The schemas of the commands that train."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
-
-from rlhf.algorithms import (
-    advantages,
-    aggregation,
-    corrections,
-    divergences,
-    kl,
-    mixtures,
-    policy_losses,
-    preference_losses,
-    preferences,
-    shaping,
-    value_losses,
-)
 from rlhf.algorithms.divergences import Divergence
 from rlhf.algorithms.mixtures import Mixture
 from rlhf.algorithms.policy_gradient import PolicyGradient
-from rlhf.data import selections
+from rlhf.algorithms.preference_losses import PreferenceLoss
+from rlhf.algorithms.preferences import PairLoss
+from rlhf.config.checks import expect_positive
 from rlhf.data.feedback import FeedbackData
 from rlhf.data.sets import PreferenceData, PromptData, SupervisedData
-from rlhf.distributed.engine_config import EngineConfig, Plain, ZeRO
-from rlhf.models.sources import ModelSource, Pretrained, TinyGPT2, TinyLlama
-from rlhf.rewards.instructions import Instructions
-from rlhf.rewards.math_expression import MathExpression
-from rlhf.rewards.reasoning_gym import ReasoningGym
-from rlhf.rewards.sources import NoReward, RewardFunction, RewardMixture, RewardModel, RewardSource
-from rlhf.rewards.unit_tests import UnitTests
-from rlhf.rewards.verifiers import ExactMatch, Format, MathAnswer
-from rlhf.rollout.decoding import Decoding, Greedy, Sampling, Truncated
-from rlhf.rollout.refinement import (
-    FeedbackColumn,
-    FeedbackFunction,
-    FeedbackSource,
-    Refiner,
-    RefinerFunction,
-    RefinerModel,
-)
-from rlhf.trainers import schedules
+from rlhf.distributed.engine_config import EngineConfig
+from rlhf.models.sources import ModelSource, Pretrained
+from rlhf.rewards.sources import RewardSource
+from rlhf.rollout.decoding import Sampling
 from rlhf.trainers.faults import NonFinite
 from rlhf.trainers.loop import Cadence
 from rlhf.trainers.optimizers import AdamW
 from rlhf.trainers.schedules import Schedule
-
-T = TypeVar("T")
-
-CONF = "rlhf.conf"
-"""The package that holds the YAML files: ``conf/`` of the checkout."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -92,9 +53,9 @@ class Job:
 
     def __post_init__(self) -> None:
         """Refuse counts that are not positive."""
-        _expect_positive(self, "micro_batch_size", "timeout_minutes")
+        expect_positive(self, "micro_batch_size", "timeout_minutes")
         if self.micro_batch_tokens is not None:
-            _expect_positive(self, "micro_batch_tokens")
+            expect_positive(self, "micro_batch_tokens")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -144,7 +105,7 @@ class SFT(Job):
     def __post_init__(self) -> None:
         """Refuse counts that are not positive, and a reference that nobody reads."""
         Job.__post_init__(self)
-        _expect_positive(self, "batch_size", "epochs")
+        expect_positive(self, "batch_size", "epochs")
         if not 0 <= self.kl_coef < float("inf"):
             raise ValueError(f"SFT.kl_coef must not be negative or infinite, got {self.kl_coef}")
         if self.kl_coef == 0 and self.reference.path is not None:
@@ -161,7 +122,7 @@ class Reward(Job):
     """Pairs of responses, the better one first."""
     test_data: PreferenceData = field(default_factory=lambda: PreferenceData(path=None))
     """Held-out pairs; path=null measures none."""
-    loss: preferences.PairLoss
+    loss: PairLoss
     """Loss of a pair."""
     optimizer: AdamW = field(default_factory=AdamW)
     """How parameters move."""
@@ -175,7 +136,7 @@ class Reward(Job):
     def __post_init__(self) -> None:
         """Refuse counts that are not positive."""
         Job.__post_init__(self)
-        _expect_positive(self, "batch_size", "epochs")
+        expect_positive(self, "batch_size", "epochs")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -190,7 +151,7 @@ class Preference(Job):
     """Pairs of responses, the better one first; for kto also single responses with a label."""
     test_data: FeedbackData = field(default_factory=lambda: FeedbackData(path=None))
     """Held-out pairs or labelled responses; path=null measures none."""
-    loss: preference_losses.PreferenceLoss
+    loss: PreferenceLoss
     """Loss of a pair, or of a labelled response."""
     sft_coef: float = 0.0
     """Added to the loss: this times −log π per token of each chosen, or good, response."""
@@ -206,7 +167,7 @@ class Preference(Job):
     def __post_init__(self) -> None:
         """Refuse counts that are not positive, and a reference that nobody reads."""
         Job.__post_init__(self)
-        _expect_positive(self, "batch_size", "epochs")
+        expect_positive(self, "batch_size", "epochs")
         if not self.sft_coef >= 0:
             raise ValueError(f"Preference.sft_coef must not be negative, got {self.sft_coef}")
         loss = type(self.loss)
@@ -268,7 +229,7 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         """Refuse counts and sizes that are not positive."""
-        _expect_positive(self, "prompts", "samples")
+        expect_positive(self, "prompts", "samples")
         if self.memory_gib is not None and self.memory_gib <= 0:
             name = type(self).__name__
             raise ValueError(f"{name}.memory_gib must be positive or null, got {self.memory_gib}")
@@ -293,7 +254,7 @@ class PretrainingConfig:
 
     def __post_init__(self) -> None:
         """Refuse counts that are not positive."""
-        _expect_positive(self, "batch_size")
+        expect_positive(self, "batch_size")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -326,7 +287,7 @@ class RL(Job):
     def __post_init__(self) -> None:
         """Refuse counts that are not positive, and choices that do not fit together."""
         Job.__post_init__(self)
-        _expect_positive(self, "rollouts")
+        expect_positive(self, "rollouts")
         advantage, samples = type(self.algorithm.advantage), self.rollout.samples
         if advantage.needs_groups and samples < 2:
             raise ValueError(
@@ -400,293 +361,8 @@ class Distill(Job):
     def __post_init__(self) -> None:
         """Refuse counts that are not positive, and a temperature that is none."""
         Job.__post_init__(self)
-        _expect_positive(self, "rounds", "steps", "batch_size")
+        expect_positive(self, "rounds", "steps", "batch_size")
         if self.keep_rounds is not None:
-            _expect_positive(self, "keep_rounds")
+            expect_positive(self, "keep_rounds")
         if not 0.0 < self.temperature < float("inf"):
             raise ValueError(f"Distill.temperature must be positive and finite, got {self.temperature}")
-
-
-@dataclass(kw_only=True, slots=True)
-class Offline:
-    """What the commands that train nothing share."""
-
-    name: str = "???"
-    """Results go to runs/NAME; a folder with results in it is refused."""
-    seed: int = 0
-    """Every random stream derives from it."""
-    reward: RewardSource
-    """What scores a response."""
-    micro_batch_size: int = 64
-    """Rows of one forward pass."""
-
-    def __post_init__(self) -> None:
-        """Refuse counts that are not positive."""
-        _expect_positive(self, "micro_batch_size")
-
-
-@dataclass(kw_only=True, slots=True)
-class Generate(Offline):
-    """``rlhf generate``: sample responses to a file of prompts."""
-
-    model: Pretrained = field(default_factory=Pretrained)
-    """The policy."""
-    prompts: PromptData = field(default_factory=PromptData)
-    """Prompts to be answered."""
-    samples: int = 1
-    """Responses to each prompt; with best_of they are the survivors."""
-    best_of: int = 1
-    """Draw this many for each that is kept, the first with the highest score; 1 keeps all, scored where a
-    reward is given."""
-    decoding: Decoding
-    """How tokens are chosen."""
-    prefix: str = ""
-    """Control prefix that the policy reads before every prompt, such as the good one of rlhf select
-    selection=label; rows and rewards have the bare prompt."""
-    stop: list[str] = field(default_factory=list)
-    """Texts that end a response, which keeps them; beside the model's end tokens."""
-    resume: bool = False
-    """Go on with the responses of runs/NAME: finished ones are kept, the settings have to be the same."""
-
-    def __post_init__(self) -> None:
-        """Refuse counts that are not positive, and a choice of the best without a reward."""
-        Offline.__post_init__(self)
-        _expect_positive(self, "samples", "best_of")
-        if self.best_of > 1 and isinstance(self.reward, NoReward):
-            raise ValueError(f"best_of={self.best_of} needs a reward to tell which is best, got reward=none")
-
-
-@dataclass(kw_only=True, slots=True)
-class Refine:
-    """``rlhf refine``: new responses in place of failed ones, from feedback in words."""
-
-    name: str = "???"
-    """They go to runs/NAME/refinements.jsonl; a folder that has one is refused."""
-    seed: int = 0
-    """Every random stream derives from it."""
-    input: list[str] = field(default_factory=list)
-    """Files of scored responses, those of rlhf generate with a reward or of rlhf score."""
-    tasks: str | None = None
-    """The prompts' file, whose other columns (tests, …) are found by prompt; null where rows have them."""
-    threshold: float = 1.0
-    """A response with a lower score has failed."""
-    feedback: FeedbackSource
-    """What is said of a response that failed."""
-    refiner: Refiner
-    """What writes a new one."""
-    micro_batch_size: int = 64
-    """Responses of one forward pass, or of one call of a function."""
-
-    def __post_init__(self) -> None:
-        """Refuse counts that are not positive."""
-        _expect_positive(self, "micro_batch_size")
-
-
-@dataclass(kw_only=True, slots=True)
-class Score(Offline):
-    """``rlhf score``: score a file of responses."""
-
-    tokenizer: str | None = None
-    """Folder or name; null takes the reward model's own."""
-    data: SupervisedData = field(default_factory=SupervisedData)
-    """Rows with a prompt and a response."""
-
-
-@dataclass(kw_only=True, slots=True)
-class Select:
-    """``rlhf select``: from scored responses to rows that are learnt."""
-
-    name: str = "???"
-    """The rows go to runs/NAME/selected.jsonl; a folder that has one is refused."""
-    input: list[str] = field(default_factory=list)
-    """Files of scored responses, those of rlhf generate with a reward or of rlhf score; one pool together."""
-    selection: selections.Selection
-    """Which responses are learnt, and as what."""
-    score_field: str = "score"
-    """Field with the score."""
-    keep_cut: bool = False
-    """Take responses that were cut off (ended: false) too, although training puts an end token after them."""
-
-
-@dataclass(kw_only=True, slots=True)
-class Evaluate(Offline):
-    """``rlhf evaluate``: policies side by side, and a reward model against human labels."""
-
-    reference: Pretrained = field(default_factory=Pretrained)
-    """Policy that the KL is measured to and that perplexity is taken under; first row of the table."""
-    reference_name: str = "reference"
-    """What the table calls it."""
-    policies: dict[str, str] = field(default_factory=dict)
-    """Further rows: a label and a run folder or model each."""
-    prefixes: dict[str, str] = field(default_factory=dict)
-    """Control prefixes that policies of these labels read before every prompt; the reward, the judge and the
-    reference read the bare one."""
-    best_of: list[int] = field(default_factory=list)
-    """Further rows: the best of this many responses of the reference, by the reward. The largest is
-    also how many the curve of score against n is estimated from."""
-    judge: str | None = None
-    """package.module:name of a function that nothing was trained on, for a second opinion; null for none."""
-    prompts: PromptData = field(default_factory=PromptData)
-    """Prompts that nobody was trained on."""
-    sampling: Sampling = field(default_factory=Sampling)
-    """The distribution that responses are drawn from."""
-    pairs: PreferenceData = field(default_factory=lambda: PreferenceData(path=None))
-    """Human-labelled pairs that the reward and the judge are checked against; path=null for none."""
-
-    def __post_init__(self) -> None:
-        """Refuse counts that are not positive."""
-        Offline.__post_init__(self)
-        if any(n < 1 for n in self.best_of):
-            raise ValueError(f"Evaluate.best_of must hold counts of at least 1, got {self.best_of}")
-        if unknown := sorted(set(self.prefixes) - set(self.policies)):
-            raise ValueError(
-                f"Evaluate.prefixes must have labels of policies ({', '.join(self.policies) or 'none'}), "
-                f"got {', '.join(unknown)}"
-            )
-
-
-def _expect_positive(
-    config: Job | Offline | Refine | SamplingConfig | PretrainingConfig, *names: str
-) -> None:
-    for name in names:
-        if getattr(config, name) <= 0:
-            raise ValueError(f"{type(config).__name__}.{name} must be positive, got {getattr(config, name)}")
-
-
-GROUPS: dict[str, dict[str, type]] = {
-    "algorithm": {"schema": PolicyGradient},
-    "algorithm/advantage": {
-        "gae": advantages.GAE,
-        "none": advantages.NoBaseline,
-        "moving_average": advantages.MovingAverage,
-        "greedy": advantages.GreedyBaseline,
-        "leave_one_out": advantages.LeaveOneOut,
-        "group_relative": advantages.GroupRelative,
-        "whitened_returns": advantages.WhitenedReturns,
-        "whitened_group_deviation": advantages.WhitenedGroupDeviation,
-    },
-    "algorithm/policy_loss": {
-        "clipped": policy_losses.Clipped,
-        "clipped_sequence": policy_losses.SequenceClipped,
-        "clipped_weight": policy_losses.ClippedWeight,
-        "kl_penalised": policy_losses.KLPenalised,
-        "kl_penalised_adaptive": policy_losses.AdaptiveKLPenalised,
-        "reinforce": policy_losses.Reinforce,
-    },
-    "algorithm/kl": {
-        "none": kl.NoKL,
-        "in_reward": kl.KLInReward,
-        "in_reward_adaptive": kl.AdaptiveKLInReward,
-        "in_loss": kl.KLInLoss,
-        "in_loss_k2": kl.K2InLoss,
-        "in_loss_exact": kl.ExactKLInLoss,
-    },
-    "algorithm/aggregation": {
-        "token_mean": aggregation.TokenMean,
-        "sequence_mean": aggregation.SequenceMean,
-        "constant_length": aggregation.ConstantLength,
-    },
-    "algorithm/value_loss": {
-        "clipped": value_losses.ClippedValueLoss,
-        "squared_error": value_losses.SquaredError,
-    },
-    "algorithm/overlong_penalty": {"schema": shaping.SoftOverlong},
-    "algorithm/correction": {"truncated": corrections.Truncated, "masked": corrections.Masked},
-    "engine": {"zero": ZeRO, "plain": Plain},
-    "schedule": {"constant": schedules.Constant, "linear": schedules.Linear, "cosine": schedules.Cosine},
-    "model": {"pretrained": Pretrained, "tiny_llama": TinyLlama, "tiny_gpt2": TinyGPT2},
-    "loss": {
-        "bradley_terry": preferences.BradleyTerry,
-        "dpo": preference_losses.DPO,
-        "cdpo": preference_losses.ConservativeDPO,
-        "ipo": preference_losses.IPO,
-        "kto": preference_losses.KTO,
-        "orpo": preference_losses.ORPO,
-        "simpo": preference_losses.SimPO,
-        "hinge": preference_losses.Hinge,
-        "unlikelihood": preference_losses.Unlikelihood,
-        "preferred_ft": preference_losses.PreferredFT,
-    },
-    "reward": {
-        "model": RewardModel,
-        "function": RewardFunction,
-        "mixture": RewardMixture,
-        "exact_match": ExactMatch,
-        "math_answer": MathAnswer,
-        "math_expression": MathExpression,
-        "format": Format,
-        "reasoning_gym": ReasoningGym,
-        "instructions": Instructions,
-        "unit_tests": UnitTests,
-        "none": NoReward,
-    },
-    "selection": {
-        "best": selections.Best,
-        "top": selections.Top,
-        "above": selections.Above,
-        "label": selections.Label,
-        "quantiles": selections.Quantiles,
-        "pairs": selections.Pairs,
-        "all_pairs": selections.AllPairs,
-        "labelled": selections.Labelled,
-    },
-    "divergence": {
-        "forward_kl": divergences.ForwardKL,
-        "reverse_kl": divergences.ReverseKL,
-        "jensen_shannon": divergences.JensenShannon,
-    },
-    "mixture": {
-        "constant": mixtures.Constant,
-        "geometric": mixtures.Geometric,
-        "linear": mixtures.Linear,
-    },
-    "decoding": {"sampling": Sampling, "truncated": Truncated, "greedy": Greedy},
-    "feedback": {"column": FeedbackColumn, "function": FeedbackFunction},
-    "refiner": {"model": RefinerModel, "function": RefinerFunction},
-}
-"""Every component that a group chooses by name; ``conf/GROUP/`` adds presets of them."""
-
-
-def register(schemas: dict[str, type]) -> None:
-    """Tell Hydra every component, and each command's schema under NAME_schema."""
-    store = ConfigStore.instance()
-    for name, schema in schemas.items():
-        store.store(name=f"{name}_schema", node=schema)
-    for group, options in GROUPS.items():
-        for name, component in options.items():
-            store.store(group=group, name=name, node=component)
-
-
-def build(raw: DictConfig, schema: type[T]) -> T:
-    """The composed configuration as dataclasses, every ``__post_init__`` run.
-
-    Raises:
-        ValueError: mandatory values are missing, all of them named at once; keys were added or deleted; a
-            value is out of range.
-    """
-    if added := _differences(raw, added=True):
-        raise ValueError(f"unknown key {added[0]}: no field of that name where it was added")
-    if deleted := _differences(raw, added=False):
-        raise ValueError(f"key {deleted[0]} was deleted; give it a value instead")
-    missing = sorted(OmegaConf.missing_keys(raw))
-    if missing:
-        raise ValueError(f"these have no value yet: {', '.join(missing)}; give each as KEY=VALUE")
-    built = OmegaConf.to_object(raw)
-    if not isinstance(built, schema):
-        raise TypeError(f"the configuration is a {type(built).__name__}, not a {schema.__name__}")
-    return built
-
-
-def _differences(node: DictConfig, *, added: bool, prefix: str = "") -> list[str]:
-    """Dotted keys that were added to the dataclasses' fields, or else deleted from them."""
-    component = OmegaConf.get_type(node)
-    if component is None:
-        return []
-    own = set(node)
-    known = own if not is_dataclass(component) else {item.name for item in fields(component)}  # else a dict
-    found = [prefix + str(key) for key in sorted(own - known if added else known - own)]
-    for key in sorted(own & known):
-        child = None if OmegaConf.is_missing(node, key) else node[key]
-        if isinstance(child, DictConfig):
-            found += _differences(child, added=added, prefix=f"{prefix}{key}.")
-    return found

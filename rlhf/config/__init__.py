@@ -1,0 +1,29 @@
+"""The schema of every command, and its registration with Hydra.
+
+A command's configuration is a dataclass of components; a YAML under ``conf/`` chooses and fills them. A
+field without a default is a component that the YAML's defaults list chooses. The docstring under a field is
+what ``--help`` shows beside it.
+"""
+
+from rlhf.config.composition import CONF, build, register
+from rlhf.config.groups import GROUPS
+from rlhf.config.offline import Evaluate, Generate, Refine, Score, Select
+from rlhf.config.training import RL, SFT, Distill, Job, Preference, Reward
+
+__all__ = [
+    "CONF",
+    "GROUPS",
+    "RL",
+    "SFT",
+    "Distill",
+    "Evaluate",
+    "Generate",
+    "Job",
+    "Preference",
+    "Refine",
+    "Reward",
+    "Score",
+    "Select",
+    "build",
+    "register",
+]

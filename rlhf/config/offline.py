@@ -1,0 +1,151 @@
+"""The schemas of the commands that train nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rlhf.config.checks import expect_positive
+from rlhf.data.selections import Selection
+from rlhf.data.sets import PreferenceData, PromptData, SupervisedData
+from rlhf.models.sources import Pretrained
+from rlhf.rewards.sources import NoReward, RewardSource
+from rlhf.rollout.decoding import Decoding, Sampling
+from rlhf.rollout.refinement import FeedbackSource, Refiner
+
+
+@dataclass(kw_only=True, slots=True)
+class Offline:
+    """What the commands that train nothing share."""
+
+    name: str = "???"
+    """Results go to runs/NAME; a folder with results in it is refused."""
+    seed: int = 0
+    """Every random stream derives from it."""
+    reward: RewardSource
+    """What scores a response."""
+    micro_batch_size: int = 64
+    """Rows of one forward pass."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that are not positive."""
+        expect_positive(self, "micro_batch_size")
+
+
+@dataclass(kw_only=True, slots=True)
+class Generate(Offline):
+    """``rlhf generate``: sample responses to a file of prompts."""
+
+    model: Pretrained = field(default_factory=Pretrained)
+    """The policy."""
+    prompts: PromptData = field(default_factory=PromptData)
+    """Prompts to be answered."""
+    samples: int = 1
+    """Responses to each prompt; with best_of they are the survivors."""
+    best_of: int = 1
+    """Draw this many for each that is kept, the first with the highest score; 1 keeps all, scored where a
+    reward is given."""
+    decoding: Decoding
+    """How tokens are chosen."""
+    prefix: str = ""
+    """Control prefix that the policy reads before every prompt, such as the good one of rlhf select
+    selection=label; rows and rewards have the bare prompt."""
+    stop: list[str] = field(default_factory=list)
+    """Texts that end a response, which keeps them; beside the model's end tokens."""
+    resume: bool = False
+    """Go on with the responses of runs/NAME: finished ones are kept, the settings have to be the same."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that are not positive, and a choice of the best without a reward."""
+        Offline.__post_init__(self)
+        expect_positive(self, "samples", "best_of")
+        if self.best_of > 1 and isinstance(self.reward, NoReward):
+            raise ValueError(f"best_of={self.best_of} needs a reward to tell which is best, got reward=none")
+
+
+@dataclass(kw_only=True, slots=True)
+class Refine:
+    """``rlhf refine``: new responses in place of failed ones, from feedback in words."""
+
+    name: str = "???"
+    """They go to runs/NAME/refinements.jsonl; a folder that has one is refused."""
+    seed: int = 0
+    """Every random stream derives from it."""
+    input: list[str] = field(default_factory=list)
+    """Files of scored responses, those of rlhf generate with a reward or of rlhf score."""
+    tasks: str | None = None
+    """The prompts' file, whose other columns (tests, …) are found by prompt; null where rows have them."""
+    threshold: float = 1.0
+    """A response with a lower score has failed."""
+    feedback: FeedbackSource
+    """What is said of a response that failed."""
+    refiner: Refiner
+    """What writes a new one."""
+    micro_batch_size: int = 64
+    """Responses of one forward pass, or of one call of a function."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that are not positive."""
+        expect_positive(self, "micro_batch_size")
+
+
+@dataclass(kw_only=True, slots=True)
+class Score(Offline):
+    """``rlhf score``: score a file of responses."""
+
+    tokenizer: str | None = None
+    """Folder or name; null takes the reward model's own."""
+    data: SupervisedData = field(default_factory=SupervisedData)
+    """Rows with a prompt and a response."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Select:
+    """``rlhf select``: from scored responses to rows that are learnt."""
+
+    name: str = "???"
+    """The rows go to runs/NAME/selected.jsonl; a folder that has one is refused."""
+    input: list[str] = field(default_factory=list)
+    """Files of scored responses, those of rlhf generate with a reward or of rlhf score; one pool together."""
+    selection: Selection
+    """Which responses are learnt, and as what."""
+    score_field: str = "score"
+    """Field with the score."""
+    keep_cut: bool = False
+    """Take responses that were cut off (ended: false) too, although training puts an end token after them."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Evaluate(Offline):
+    """``rlhf evaluate``: policies side by side, and a reward model against human labels."""
+
+    reference: Pretrained = field(default_factory=Pretrained)
+    """Policy that the KL is measured to and that perplexity is taken under; first row of the table."""
+    reference_name: str = "reference"
+    """What the table calls it."""
+    policies: dict[str, str] = field(default_factory=dict)
+    """Further rows: a label and a run folder or model each."""
+    prefixes: dict[str, str] = field(default_factory=dict)
+    """Control prefixes that policies of these labels read before every prompt; the reward, the judge and the
+    reference read the bare one."""
+    best_of: list[int] = field(default_factory=list)
+    """Further rows: the best of this many responses of the reference, by the reward. The largest is
+    also how many the curve of score against n is estimated from."""
+    judge: str | None = None
+    """package.module:name of a function that nothing was trained on, for a second opinion; null for none."""
+    prompts: PromptData = field(default_factory=PromptData)
+    """Prompts that nobody was trained on."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """The distribution that responses are drawn from."""
+    pairs: PreferenceData = field(default_factory=lambda: PreferenceData(path=None))
+    """Human-labelled pairs that the reward and the judge are checked against; path=null for none."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that are not positive."""
+        Offline.__post_init__(self)
+        if any(n < 1 for n in self.best_of):
+            raise ValueError(f"Evaluate.best_of must hold counts of at least 1, got {self.best_of}")
+        if unknown := sorted(set(self.prefixes) - set(self.policies)):
+            raise ValueError(
+                f"Evaluate.prefixes must have labels of policies ({', '.join(self.policies) or 'none'}), "
+                f"got {', '.join(unknown)}"
+            )
