@@ -7,4 +7,5 @@ install_rlhf "[dev,tasks]"
 ruff format --check --quiet . || { echo "ruff format would change files: run 'ruff format .'"; exit 1; }
 ruff check --quiet .
 mypy
-exec python -m pytest -q "$@"
+# A process a core, each with whole files: what a file makes once is made once.
+exec python -m pytest -q -n logical --maxprocesses 8 --dist loadfile "$@"
