@@ -37,14 +37,14 @@ def decode_loop(
         decoding: how a token is chosen.
         stops: what ends a response.
     """
-    T = noise.shape[1]
+    T, head = noise.shape[1], actor.head
     states, cache = prefilled(actor.model, prompts.tokens, prompts.mask, room=T)
     noise = noise.t().contiguous()  # (T, B): the numbers of a step side by side
     rows = torch.arange(len(out), device=noise.device)  # of ``out`` that are still in the batch
     alive, steps = torch.ones_like(out.ended), Steps(out)
     look = patience(noise.device)
     for t in range(T):
-        drawn = decoding.draw(actor.head.logits(states), noise[t])
+        drawn = decoding.draw(head.logits(states), noise[t])
         steps.add(drawn, alive)
         if stops.strings is not None:  # they read the responses
             steps.write(rows)

@@ -12,6 +12,9 @@ from rlhf.batch import Rows
 from rlhf.kernels.drawing import Drawn
 from rlhf.rewards.texts import Decoder
 
+Columns = int | slice
+"""Which tokens of every response."""
+
 
 @dataclass(kw_only=True, slots=True)
 class Responses(Rows):
@@ -39,8 +42,8 @@ class Responses(Rows):
             ended=self.ended[rows],
         )
 
-    def put(self, t: int | slice, rows: Tensor, drawn: Drawn, alive: Tensor) -> None:
-        """Token t of ``rows`` (n,), for those of them that are ``alive`` (n,); of k columns (n, k) each."""
+    def put(self, t: Columns, rows: Tensor, drawn: Drawn, alive: Tensor) -> None:
+        """Token t of ``rows`` (n,), for those of them that are ``alive`` (n,); (n, k) each for k tokens."""
         self.tokens[rows, t] = torch.where(alive, drawn.tokens, self.tokens[rows, t])
         self.logprobs[rows, t] = torch.where(alive, drawn.logprobs, 0.0).float()
         self.mask[rows, t] = alive
