@@ -18,7 +18,6 @@ from torch.autograd.function import once_differentiable
 
 from rlhf.kernels.cpu_build import attention_library
 
-
 LONGEST = 512
 """Tokens of a row beyond which torch's attention, with its larger products, is the faster one."""
 

@@ -372,7 +372,7 @@ class PolicyGradientTrainer:
         if not skipped:
             metrics.merge(found)
 
-    def _actor_backward(  # noqa: PLR0917  one pass and what it adds to
+    def _actor_backward(
         self,
         part: Experience,
         weights: Tensor,
