@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
 from rlhf.kernels.cpu_build import attention_library
 
@@ -59,14 +60,12 @@ class RowTable:
             leaders: a row that runs whole, whose tokens it begins with; itself where there is none.
             same: how many of them.
         """
-        ends = torch.tensor(lengths).cumsum(0)
-        leader, common = torch.tensor(leaders), torch.tensor(same)
-        own = torch.tensor(lengths)
-        starts = ends - own
+        own, leader, common = (torch.tensor(part) for part in (lengths, leaders, same))
+        starts = own.cumsum(0) - own
         order = leader.argsort(stable=True)
         rows = torch.stack([starts, own, starts[leader], common], dim=1)[order]
         counts = leader.bincount(minlength=len(own))
-        groups = torch.nn.functional.pad(counts[counts > 0].cumsum(0), (1, 0))
+        groups = pad(counts[counts > 0].cumsum(0), (1, 0))
         return cls(rows=rows, groups=groups, longest=int((own + common).max()))
 
 
@@ -149,17 +148,35 @@ def _call(  # noqa: PLR0917  what forward and backward both read
     gradients: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
 ) -> None:
     """Fill ``out`` and ``norms``, or from ``gradients``, that of ``out`` and room for those of the inputs."""
+    upstream, d_query, d_key, d_value = (None,) * 4 if gradients is None else gradients
+    tensors = {
+        "query": query,
+        "key": key,
+        "value": value,
+        "out": out,
+        "norms": norms,
+        "d_out": upstream,
+        "d_query": d_query,
+        "d_key": d_key,
+        "d_value": d_value,
+        "rows": table.rows,
+        "groups": table.groups,
+    }
+    given = Call(
+        **{name: None if part is None else part.data_ptr() for name, part in tensors.items()},
+        **{
+            f"{name}_{part}": 0 if states is None else states.stride(axis)
+            for name, states in (("query", query), ("key", key), ("value", value), ("d_out", upstream))
+            for axis, part in enumerate(("token", "head"))
+        },
+        group_count=len(table.groups) - 1,
+        heads=query.shape[1],
+        key_heads=key.shape[1],
+        dim=query.shape[2],
+        window=window,
+        threads=torch.get_num_threads(),
+        scale=scale,
+    )
     compiled = attention_library()
     assert compiled is not None
-    upstream, *made = (None, None, None, None) if gradients is None else gradients
-    given = Call(
-        *(part.data_ptr() for part in (query, key, value, out, norms)),
-        *(None if part is None else part.data_ptr() for part in (upstream, *made)),
-        table.rows.data_ptr(),
-        table.groups.data_ptr(),
-        *(len(table.groups) - 1, query.shape[1], key.shape[1], query.shape[2]),
-        *(stride for part in (query, key, value) for stride in part.stride()[:2]),
-        *((0, 0) if upstream is None else upstream.stride()[:2]),
-        *(window, torch.get_num_threads(), scale),
-    )
     compiled.attend_rows(ctypes.byref(given))

@@ -83,11 +83,28 @@ def decode_attention(  # noqa: PLR0917  of one layer: the new token's states, th
     out = query.new_empty(query.shape)
     compiled = decode_library()
     assert compiled is not None
-    given = Attention(  # by name the fields take longer than a small row's attention
-        *(part.data_ptr() for part in (query, key, value, keys, values, lengths, out)),
-        *(query.shape[0], query.shape[1], keys.shape[1], keys.shape[3], keys.shape[2]),
-        *(*query.stride()[:2], *key.stride()[:2], *value.stride()[:2]),
-        *(keys.shape[2] if window is None else window, torch.get_num_threads(), scale, NARROW[query.dtype]),
+    given = Attention(
+        **{
+            name: part.data_ptr()
+            for name, part in (
+                *(("query", query), ("key", key), ("value", value), ("keys", keys), ("values", values)),
+                *(("lengths", lengths), ("out", out)),
+            )
+        },
+        **{
+            f"{name}_{part}": states.stride(axis)
+            for name, states in (("query", query), ("key", key), ("value", value))
+            for axis, part in enumerate(("row", "head"))
+        },
+        rows=query.shape[0],
+        heads=query.shape[1],
+        key_heads=keys.shape[1],
+        dim=keys.shape[3],
+        columns=keys.shape[2],
+        window=keys.shape[2] if window is None else window,
+        threads=torch.get_num_threads(),
+        scale=scale,
+        narrow=NARROW[query.dtype],
     )
     compiled.decode_attention(ctypes.byref(given))
     return out
@@ -105,10 +122,17 @@ def draw_tokens(
     compiled = decode_library()
     assert compiled is not None
     given = Draw(
-        logits.data_ptr(),
-        None if floors is None else floors.data_ptr(),
-        *(part.data_ptr() for part in (noise, tokens, logprobs, entropies)),
-        *(len(logits), logits.shape[1], logits.stride(0), torch.get_num_threads(), temperature),
+        logits=logits.data_ptr(),
+        floors=None if floors is None else floors.data_ptr(),
+        noise=noise.data_ptr(),
+        tokens=tokens.data_ptr(),
+        logprobs=logprobs.data_ptr(),
+        entropies=entropies.data_ptr(),
+        rows=len(logits),
+        columns=logits.shape[1],
+        stride=logits.stride(0),
+        threads=torch.get_num_threads(),
+        temperature=temperature,
     )
     compiled.draw_tokens(ctypes.byref(given))
     return tokens, logprobs, entropies
