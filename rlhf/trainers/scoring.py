@@ -86,21 +86,24 @@ class Scorer:
             live: keep what the first update is to learn from, where one pass makes all of it: that update
                 is then spared its forward. The exact KL takes more memory than a pass, so not with it.
         """
-        asked, passes = self.actor if policy is None else policy, []
+        asked = self.actor if policy is None else policy
+        kept: list[TokenLogprobs] = []
 
         def measure(part: Rollout) -> tuple[Tensor, ...]:
-            with torch.set_grad_enabled(live and not self._with_kl and len(part) == len(rollout)):
-                passes.append(asked(*self._inputs(part), full=self._with_kl))
-            return self._columns(part, passes[-1])
+            keeps = live and not self._with_kl and len(part) == len(rollout)
+            with torch.set_grad_enabled(keeps):
+                own = asked(*self._inputs(part), full=self._with_kl)
+            if keeps:
+                kept.append(own)
+            return self._columns(part, own)
 
         columns = dict(zip(self._names(), self._by_rows(rollout, measure), strict=True))
-        last = passes[-1]
         return Logprobs(
             policy=columns["policy"],
             entropies=columns["entropies"],
             reference=columns.get("reference"),
             exact_kl=columns.get("exact_kl"),
-            live=TokenLogprobs(last.logprobs, last.entropies) if last.logprobs.requires_grad else None,
+            live=kept[0] if kept else None,
         )
 
     def learning(
