@@ -245,6 +245,13 @@ class PolicyGradient:
         """
         return not (self.policy_loss.couples_tokens or self.kl.needs_exact)
 
+    @property
+    def starts_whole(self) -> bool:
+        """Whether the first update is made of the whole rollout, log-probs and entropies being all it reads:
+        then the pass that scored the rollout is the one that the update would make.
+        """
+        return self.minibatches == 1 and not self.kl.needs_exact
+
     def actor_learns(self, rollouts: int) -> bool:
         """Whether the actor is updated in the rollout after ``rollouts`` others (critic warm-up)."""
         return rollouts >= self.critic_warmup

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("cpu_head.cpp")
 DECODE_SOURCE = Path(__file__).with_name("cpu_decode.cpp")
+ATTENTION_SOURCE = Path(__file__).with_name("cpu_attention.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=fast")
 SECONDS = 300
 """A compiler that takes longer is given up."""
@@ -37,6 +38,12 @@ def library() -> ctypes.CDLL | None:
 def decode_library() -> ctypes.CDLL | None:
     """The functions of ``cpu_decode.cpp``; None, and one line in the log, where they cannot be had."""
     return _loaded(DECODE_SOURCE, "decoding")
+
+
+@functools.cache
+def attention_library() -> ctypes.CDLL | None:
+    """The function of ``cpu_attention.cpp``; None, and one line in the log, where it cannot be had."""
+    return _loaded(ATTENTION_SOURCE, "attention of packed rows")
 
 
 def _loaded(source: Path, what: str) -> ctypes.CDLL | None:

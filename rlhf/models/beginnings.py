@@ -5,6 +5,7 @@ What two rows have in common from their first token on has the same states in bo
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -48,12 +49,12 @@ def beginnings(rows: list[list[int]]) -> list[Beginning]:
 
 def _common(rows: list[list[int]]) -> list[int]:
     """Tokens from the first on that each row and the next one have in common."""
-    width = max(map(len, rows))
-    fill = (-1, -2)  # neighbours differ in it
-    filled = [row + [fill[number % 2]] * (width - len(row)) for number, row in enumerate(rows)]
-    tokens = torch.tensor(filled)
-    common: list[int] = (tokens[1:] == tokens[:-1]).long().cumprod(1).sum(1).tolist()
-    return common
+    return [
+        next(
+            (n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+        )
+        for one, other in pairwise(rows)
+    ]
 
 
 class Places(NamedTuple):

@@ -115,8 +115,8 @@ class DecodeCache:
         self.lengths = self.lengths[rows]
         for layer in list(self.buffers):
             keys, values = self.buffers.pop(layer)
-            keys = keys[rows]
-            values = values[rows]
+            keys = keys.index_select(0, rows)
+            values = values.index_select(0, rows)
             self.buffers[layer] = keys, values
 
 

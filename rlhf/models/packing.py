@@ -21,6 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from rlhf.batch import position_ids
+from rlhf.kernels.cpu_attention import RowTable, has_row_attention, row_attention
 from rlhf.models.beginnings import Beginning, beginnings, places
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class PackedRows:
     """How each row begins: with tokens of another one, that do not stand in the sequence again."""
     bounds: Tensor
     """(rows + 1,) int32, where whole rows would begin, and the end."""
+    table: RowTable
+    """The same for the CPU's attention."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -67,10 +70,12 @@ class Packed:
         lengths = [n for n in attention_mask.sum(1).tolist() if n > 0]
         begun = beginnings([row.tolist() for row in real.cpu().split(lengths)])
         run, place = (part.to(tokens.device) for part in places(lengths, begun))
+        own = [length - row.same for length, row in zip(lengths, begun, strict=True)]
         rows = PackedRows(
-            lengths=[length - row.same for length, row in zip(lengths, begun, strict=True)],
+            lengths=own,
             begun=begun,
             bounds=F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(tokens.device, torch.int32),
+            table=RowTable.of(own, *zip(*begun, strict=True)),
         )
         positions = position_ids(attention_mask)[attention_mask]
         return cls(tokens=real[run][None], positions=positions[run][None], rows=rows, place=place)
@@ -173,6 +178,11 @@ def attention(
             **others,
         )
         return padded
+    table = packed_rows.table
+    if has_row_attention(query, key, value, table):
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        states = query[0], key[0], value[0]
+        return row_attention(*states, table, scale=scale, window=sliding_window).unsqueeze(0), None
     q, k, v = (_whole(states, packed_rows) for states in (query, key, value))
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         found = _in_one_kernel(q, k, v, packed_rows.bounds, scale=scaling, window=sliding_window)

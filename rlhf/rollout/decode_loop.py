@@ -12,7 +12,7 @@ from rlhf.batch import PromptBatch
 from rlhf.models.actor import Actor
 from rlhf.models.decode_cache import advanced, prefilled, token_bytes
 from rlhf.rollout.decoding import Decoding
-from rlhf.rollout.responses import Responses, Stops
+from rlhf.rollout.responses import Responses, Steps, Stops
 
 KEPT = 0.8
 """Share of its rows that, when no more are alive, makes a smaller batch: few copies, and few dead rows."""
@@ -37,16 +37,18 @@ def decode_loop(
         decoding: how a token is chosen.
         stops: what ends a response.
     """
-    T = noise.shape[1]
+    T, head = noise.shape[1], actor.head
     states, cache = prefilled(actor.model, prompts.tokens, prompts.mask, room=T)
-    rows = torch.arange(len(noise), device=noise.device)  # of ``out`` that are still in the batch
-    alive = torch.ones_like(out.ended)
+    noise = noise.t().contiguous()  # (T, B): the numbers of a step side by side
+    rows = torch.arange(len(out), device=noise.device)  # of ``out`` that are still in the batch
+    alive, steps = torch.ones_like(out.ended), Steps(out)
     look = patience(noise.device)
     for t in range(T):
-        drawn = decoding.draw(actor.head.logits(states), noise[rows, t])
-        out.put(t, rows, drawn, alive)
+        drawn = decoding.draw(head.logits(states), noise[t])
+        steps.add(drawn, alive)
+        if stops.strings is not None:  # they read the responses
+            steps.write(rows)
         alive = alive & ~stops(drawn.tokens, rows, t, out, alive)
-        out.ended[rows] = ~alive
         if t + 1 == T:
             break
         tokens = drawn.tokens
@@ -55,10 +57,14 @@ def decode_loop(
             if live == 0:
                 break
             if live <= KEPT * len(rows):
+                steps.write(rows)
+                out.ended[rows] = ~alive
                 still = alive.nonzero().squeeze(1)
-                rows, alive, tokens = rows[still], alive[still], tokens[still]
+                rows, alive, tokens, noise = rows[still], alive[still], tokens[still], noise[:, still]
                 cache.keep(still)
         states = advanced(actor.model, tokens, cache)  # rows that ended run on, unread
+    steps.write(rows)
+    out.ended[rows] = ~alive
 
 
 def patience(device: torch.device) -> int:

@@ -12,6 +12,9 @@ from rlhf.batch import Rows
 from rlhf.kernels.drawing import Drawn
 from rlhf.rewards.texts import Decoder
 
+Columns = int | slice
+"""Which tokens of every response."""
+
 
 @dataclass(kw_only=True, slots=True)
 class Responses(Rows):
@@ -39,11 +42,34 @@ class Responses(Rows):
             ended=self.ended[rows],
         )
 
-    def put(self, t: int, rows: Tensor, drawn: Drawn, alive: Tensor) -> None:
-        """Token t of ``rows`` (n,), for those of them that are ``alive`` (n,)."""
+    def put(self, t: Columns, rows: Tensor, drawn: Drawn, alive: Tensor) -> None:
+        """Token t of ``rows`` (n,), for those of them that are ``alive`` (n,); (n, k) each for k tokens."""
         self.tokens[rows, t] = torch.where(alive, drawn.tokens, self.tokens[rows, t])
         self.logprobs[rows, t] = torch.where(alive, drawn.logprobs, 0.0).float()
         self.mask[rows, t] = alive
+
+
+class Steps:
+    """The last tokens of the rows of one batch, to be written together: each write has a price of its own."""
+
+    def __init__(self, out: Responses) -> None:
+        self._out, self._first = out, 0
+        self._drawn: list[Drawn] = []
+        self._alive: list[Tensor] = []
+
+    def add(self, drawn: Drawn, alive: Tensor) -> None:
+        """The next token of every row (n,), and for which of them it counts."""
+        self._drawn.append(drawn)
+        self._alive.append(alive)
+
+    def write(self, rows: Tensor) -> None:
+        """What was added since the last time, into ``rows`` (n,) of the responses."""
+        if not self._drawn:
+            return
+        columns = slice(self._first, self._first + len(self._drawn))
+        drawn = Drawn(*(torch.stack(parts, dim=1) for parts in zip(*self._drawn, strict=True)))
+        self._out.put(columns, rows, drawn, torch.stack(self._alive, dim=1))
+        self._first, self._drawn, self._alive = columns.stop, [], []
 
 
 @dataclass(kw_only=True, slots=True)

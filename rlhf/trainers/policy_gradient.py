@@ -160,14 +160,14 @@ class PolicyGradientTrainer:
         with clock.phase("logprobs"):
             measured = self.measure(scored)
             values = self.scorer.values(scored.rollout)
-            expected = None if greedy is None else self.measure(greedy)
+            expected = None if greedy is None else self.measure(greedy, learns=False)
         with clock.phase("advantages"):
             experience = self.estimate(measured, values, expected)
             usable = self.usable(measured, experience, metrics)
         if usable:
             with clock.phase("update"):
                 self.scale_learning_rates(metrics)
-                old_kl = self.updates(experience, metrics)
+                old_kl = self.updates(experience, metrics, measured.live)
             self.finish(experience, measured, old_kl, metrics)
             self._report_drawing(collected, metrics)
         self.faults.report(metrics)
@@ -189,9 +189,16 @@ class PolicyGradientTrainer:
         return self.collector.greedy(collected.scored.rollout, clock)
 
     @torch.no_grad()
-    def measure(self, scored: Scored, policy: Policy | None = None) -> Measured:
-        """Log-probs of actor (or ``policy``) and reference, and the reward of each token."""
-        rollout, found = scored.rollout, self.scorer.logprobs(scored.rollout, policy)
+    def measure(self, scored: Scored, policy: Policy | None = None, *, learns: bool = True) -> Measured:
+        """Log-probs of actor (or ``policy``) and reference, and the reward of each token.
+
+        Args:
+            scored: all rows.
+            policy: other than the actor.
+            learns: whether updates follow, of which the first may go on from this very pass.
+        """
+        live = learns and self.algorithm.starts_whole and self.algorithm.actor_learns(self.state.rollouts)
+        rollout, found = scored.rollout, self.scorer.logprobs(scored.rollout, policy, live=live)
         rewards = self.algorithm.shape(
             scored.scores, rollout.ended, found.policy, found.reference, rollout.mask, self.state.kl_coef
         )
@@ -204,6 +211,7 @@ class PolicyGradientTrainer:
             ref_logprobs=found.reference,
             entropies=found.entropies,
             exact_kl=found.exact_kl,
+            live=found.live,
         )
 
     def estimate(
@@ -280,26 +288,40 @@ class PolicyGradientTrainer:
             for rows in order.split(self.minibatch_rows):
                 yield experience.rows(rows.sort().values)
 
-    def updates(self, experience: Experience, metrics: Metrics) -> float:
+    def updates(self, experience: Experience, metrics: Metrics, live: TokenLogprobs | None = None) -> float:
         """All optimiser steps of a rollout, or as many as the policy may move.
+
+        Args:
+            experience: the rollout.
+            metrics: receives measurements.
+            live: the log-probs that it was scored with, where the first step is to learn from them.
 
         Returns:
             KL(π_old‖π) at the last of them, nats per token over all ranks.
         """
         old_kl = 0.0
         for number, minibatch in enumerate(self.minibatches(experience)):
-            old_kl = self.update(minibatch, metrics, on_policy=number == 0)
+            old_kl = self.update(minibatch, metrics, on_policy=number == 0, live=live)
+            live = None  # its graph is used up, and the parameters have moved
             if self.algorithm.stops(old_kl):
                 break
         return old_kl
 
-    def update(self, minibatch: Experience, metrics: Metrics, *, on_policy: bool = False) -> float:
+    def update(
+        self,
+        minibatch: Experience,
+        metrics: Metrics,
+        *,
+        on_policy: bool = False,
+        live: TokenLogprobs | None = None,
+    ) -> float:
         """One optimiser step of the actor and one of the critic, from the whole minibatch's gradients.
 
         Args:
             minibatch: this rank's rows.
             metrics: receives its measurements, unless a step had to be skipped.
             on_policy: no parameter has moved since the rows were scored, so the ratio must be 1.
+            live: what scored them, in the one pass that they all make.
 
         Returns:
             KL(π_old‖π) before the step, nats per token over all ranks; 0 where the actor is not updated.
@@ -316,7 +338,7 @@ class PolicyGradientTrainer:
             part = minibatch.rows(rows).trimmed()
             share = weights[rows, : part.rollout.mask.shape[1]]
             if learns:
-                loss += self._actor_backward(part, share, found, ledger)
+                loss += self._actor_backward(part, share, found, ledger, live)
             if self.models.critic is not None:
                 self._critic_backward(part, share, found)
         if learns:
@@ -351,7 +373,12 @@ class PolicyGradientTrainer:
             metrics.merge(found)
 
     def _actor_backward(
-        self, part: Experience, weights: Tensor, metrics: Metrics, ledger: Ledger | None
+        self,
+        part: Experience,
+        weights: Tensor,
+        metrics: Metrics,
+        ledger: Ledger | None,
+        live: TokenLogprobs | None,
     ) -> float:
         algorithm, row = self.algorithm, named(part.rollout, self.train)
 
@@ -366,7 +393,7 @@ class PolicyGradientTrainer:
             )
 
         learning = self.scorer.learning(
-            part.rollout, token_loss, one_pass=algorithm.one_pass, exact=algorithm.kl.needs_exact
+            part.rollout, token_loss, one_pass=algorithm.one_pass, exact=algorithm.kl.needs_exact, live=live
         )
         self.faults.look("actor's loss", learning.losses, row, model="actor")
         self.models.actor.backward(self.faults.spoiled(learning.loss, "actor"))
@@ -427,7 +454,7 @@ class PolicyGradientTrainer:
         index = rank_share(rows, self.runtime.rank, self.runtime.world_size)
         prompts = self.test.rows.batch(index, samples=1, groups=index)
         rollout = self.collector.sample(prompts, "evaluation", actor=policy)
-        measured = self.measure(self.collector.score(rollout, self.test), policy)
+        measured = self.measure(self.collector.score(rollout, self.test), policy, learns=False)
         self._look(measured, self.test)
         found = Metrics()
         rollout_metrics.rollout(measured, found)

@@ -14,6 +14,7 @@ from rlhf.batch import Experience, Rollout
 from rlhf.distributed.collectives import all_sum
 from rlhf.metrics import Metrics
 from rlhf.ops.kl import k1, k3
+from rlhf.ops.logprobs import TokenLogprobs
 from rlhf.ops.policy_losses import approx_kl
 from rlhf.ops.variance import explained_variance
 
@@ -30,6 +31,7 @@ class Measured:
     ref_logprobs: Tensor | None  # (B, T); None without a reference
     entropies: Tensor  # (B, T)
     exact_kl: Tensor | None  # (B, T); None where it is not wanted
+    live: TokenLogprobs | None = None  # see `rlhf.trainers.scoring.Logprobs.live`
 
 
 class Means(NamedTuple):

@@ -31,6 +31,8 @@ class Logprobs:
     """None without a reference."""
     exact_kl: Tensor | None
     """KL to the reference over the whole vocabulary, nats; None where it is not wanted."""
+    live: TokenLogprobs | None
+    """The actor's with their gradient, to learn from; None unless asked for and made in one pass."""
 
 
 ActorLoss = Callable[[TokenLogprobs, Tensor | None], Tensor]
@@ -75,20 +77,44 @@ class Scorer:
         self.cut, self.exact_kl = cut, exact_kl
 
     @torch.no_grad()
-    def logprobs(self, rollout: Rollout, policy: Policy | None = None) -> Logprobs:
-        """Log-probs of a whole rollout under the actor, or ``policy`` in its place, and the reference."""
+    def logprobs(self, rollout: Rollout, policy: Policy | None = None, *, live: bool = False) -> Logprobs:
+        """Log-probs of a whole rollout under the actor, or ``policy`` in its place, and the reference.
+
+        Args:
+            rollout: all rows.
+            policy: other than the actor.
+            live: keep what the first update is to learn from, where one pass makes all of it: that update
+                is then spared its forward. The exact KL takes more memory than a pass, so not with it.
+        """
         asked = self.actor if policy is None else policy
-        columns = dict(
-            zip(self._names(), self._by_rows(rollout, lambda part: self._columns(part, asked)), strict=True)
-        )
+        kept: list[TokenLogprobs] = []
+
+        def measure(part: Rollout) -> tuple[Tensor, ...]:
+            keeps = live and not self._with_kl and len(part) == len(rollout)
+            with torch.set_grad_enabled(keeps):
+                own = asked(*self._inputs(part), full=self._with_kl)
+            if keeps:
+                kept.append(own)
+            return self._columns(part, own)
+
+        columns = dict(zip(self._names(), self._by_rows(rollout, measure), strict=True))
         return Logprobs(
             policy=columns["policy"],
             entropies=columns["entropies"],
             reference=columns.get("reference"),
             exact_kl=columns.get("exact_kl"),
+            live=kept[0] if kept else None,
         )
 
-    def learning(self, part: Rollout, token_loss: ActorLoss, *, one_pass: bool, exact: bool) -> Learning:
+    def learning(
+        self,
+        part: Rollout,
+        token_loss: ActorLoss,
+        *,
+        one_pass: bool,
+        exact: bool,
+        live: TokenLogprobs | None = None,
+    ) -> Learning:
         """The actor's loss on one micro-batch.
 
         Args:
@@ -96,7 +122,11 @@ class Scorer:
             token_loss: (b, T) from log-probs, entropies and exact KL to the reference.
             one_pass: the loss of each token hangs on its own log-prob and entropy alone.
             exact: whether to give it the KL.
+            live: what `logprobs` has kept of these very rows, while no parameter has moved.
         """
+        if live is not None:
+            losses = token_loss(live, None)
+            return Learning(losses.sum(), losses.detach(), live.logprobs.detach())
         if one_pass:
             swept = self.actor(*self._inputs(part), token_loss=lambda found: token_loss(found, None))
             return Learning(swept.loss, swept.losses, swept.logprobs)
@@ -127,15 +157,18 @@ class Scorer:
             return ["policy", "entropies"]
         return ["policy", "entropies", "reference", *(["exact_kl"] if self.exact_kl else [])]
 
-    def _columns(self, part: Rollout, policy: Policy) -> tuple[Tensor, ...]:
-        """(b, T) each, as `_names` has them."""
-        inputs, exact = self._inputs(part), self.exact_kl and self.reference is not None
-        own = policy(*inputs, full=exact)
+    @property
+    def _with_kl(self) -> bool:
+        """Whether `logprobs` measures the KL over the whole vocabulary."""
+        return self.exact_kl and self.reference is not None
+
+    def _columns(self, part: Rollout, own: Any) -> tuple[Tensor, ...]:
+        """(b, T) each, as `_names` has them; ``own`` is what the policy says."""
         if self.reference is None:
             return own.logprobs, own.entropies
-        reference = self.reference(*inputs, full=exact)
+        reference = self.reference(*self._inputs(part), full=self._with_kl)
         known = (own.logprobs, own.entropies, reference.logprobs)
-        if not exact:
+        if not self._with_kl:
             return known
         kl = exact_kl(own.logits, reference.logits, self.sampler.temperature)
         return *known, torch.where(part.mask, kl, 0.0)
