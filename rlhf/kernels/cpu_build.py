@@ -23,8 +23,10 @@ log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("cpu_head.cpp")
 DECODE_SOURCE = Path(__file__).with_name("cpu_decode.cpp")
 STEP_SOURCE = Path(__file__).with_name("cpu_step.cpp")
-FLAGS = ("-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=fast")
-FLAGS += ("-fno-trapping-math", "-fno-math-errno")  # a comparison is no reason to leave vectors
+FLAGS = (
+    *("-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=fast"),
+    *("-fno-trapping-math", "-fno-math-errno"),  # a comparison is no reason to leave vectors
+)
 SECONDS = 300
 """A compiler that takes longer is given up."""
 

@@ -88,6 +88,17 @@ constexpr int64_t LANES = 4, WIDE = 2;
 #endif
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
 
+// sum + x·factor, rounded once wherever the processor can: left to the compiler, some loops would round twice.
+inline Vector fused(Vector x, float factor, Vector sum) {
+#if defined(__AVX512F__)
+  return (Vector)_mm512_fmadd_ps((__m512)x, _mm512_set1_ps(factor), (__m512)sum);
+#elif defined(__FMA__)
+  return (Vector)_mm256_fmadd_ps((__m256)x, _mm256_set1_ps(factor), (__m256)sum);
+#else
+  return sum + x * factor;
+#endif
+}
+
 constexpr int64_t NARROW = 6, TALL = 12; // outputs at once: of several vectors of rows, and of a single one
 
 inline int64_t rounded(int64_t rows) { return (rows + LANES - 1) / LANES * LANES; }
@@ -155,7 +166,7 @@ inline void tile(const Linear& w, int64_t n, const float* in, const Put& put) {
     for (int i = 0; i < N; ++i) {
       const float factor = weight[i * w.output_stride + k * w.input_stride];
 #pragma GCC unroll 4
-      for (int l = 0; l < L; ++l) sums[i][l] += x[l] * factor;
+      for (int l = 0; l < L; ++l) sums[i][l] = fused(x[l], factor, sums[i][l]);
     }
   }
 #pragma GCC unroll 12
@@ -318,7 +329,7 @@ void attend_vectors(const float* query, const Stretch<float>* stretches, int64_t
       for (int64_t j = 0; j < part->columns; ++j) {
         const float share = *weight++;
 #pragma GCC unroll 8
-        for (int64_t i = 0; i < HELD; ++i) mixed[i] += at(part->values + j * D, first + i) * share;
+        for (int64_t i = 0; i < HELD; ++i) mixed[i] = fused(at(part->values + j * D, first + i), share, mixed[i]);
       }
     for (int64_t i = 0; i < HELD; ++i) reinterpret_cast<Loose*>(out)[first + i] = mixed[i] / total;
   }
