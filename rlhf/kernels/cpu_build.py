@@ -23,7 +23,11 @@ log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("cpu_head.cpp")
 DECODE_SOURCE = Path(__file__).with_name("cpu_decode.cpp")
 ATTENTION_SOURCE = Path(__file__).with_name("cpu_attention.cpp")
-FLAGS = ("-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=fast")
+STEP_SOURCE = Path(__file__).with_name("cpu_step.cpp")
+FLAGS = (
+    *("-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=fast"),
+    *("-fno-trapping-math", "-fno-math-errno"),  # a comparison is no reason to leave vectors
+)
 SECONDS = 300
 """A compiler that takes longer is given up."""
 
@@ -44,6 +48,15 @@ def decode_library() -> ctypes.CDLL | None:
 def attention_library() -> ctypes.CDLL | None:
     """The function of ``cpu_attention.cpp``; None, and one line in the log, where it cannot be had."""
     return _loaded(ATTENTION_SOURCE, "attention of packed rows")
+
+
+@functools.cache
+def step_library() -> ctypes.CDLL | None:
+    """The functions of ``cpu_step.cpp``; None, and one line in the log, where they cannot be had."""
+    compiled = _loaded(STEP_SOURCE, "decoder step")
+    if compiled is not None:
+        compiled.step_room.restype = compiled.few_rows_room.restype = ctypes.c_int64
+    return compiled
 
 
 def _loaded(source: Path, what: str) -> ctypes.CDLL | None:
@@ -88,5 +101,6 @@ def _fingerprint(source: Path, compiler: str) -> str:
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else [platform.processor()]
     features = sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
-    parts = [source.read_text(), *FLAGS, compiler, torch.__version__, platform.machine(), *features]
+    headers = [header.read_text() for header in sorted(source.parent.glob("*.h"))]
+    parts = [source.read_text(), *headers, *FLAGS, compiler, torch.__version__, platform.machine(), *features]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -4,14 +4,9 @@
 // Every row's numbers are made in the same order whatever the number of threads and of other rows, and only
 // from its own columns: no row depends on how long another is.
 
-#pragma GCC optimize("no-trapping-math") // a comparison is no reason to leave vectors
+#include "cpu_decode.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
-#include <vector>
 
 extern "C" {
 // Kept the same as cpu_decode.Attention. Strides are in elements.
@@ -46,70 +41,6 @@ struct Draw {
 
 namespace {
 
-// x <= 0 or NaN; 0 below -87, where float32 has no normal numbers left.
-inline float raised(float x) {
-  const float y = x < -87.0f ? -87.0f : x;
-  const float n = (y * 1.44269504f + 12582912.0f) - 12582912.0f; // to the nearest integer
-  const float r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
-  const float tail = 0.5f + r * (1.6666667e-1f + r * (4.1666667e-2f + r * (8.3333333e-3f + r * (1.3888889e-3f + r * 1.9841270e-4f))));
-  const uint32_t bits = (static_cast<uint32_t>(static_cast<int32_t>(n)) + 127u) << 23;
-  float power;
-  std::memcpy(&power, &bits, sizeof power);
-  const float result = power + power * (r + r * r * tail);
-  return x < -87.0f ? 0.0f : result;
-}
-
-struct BFloat16 {
-  uint16_t bits;
-};
-
-inline float wide(float x) { return x; }
-
-inline float wide(BFloat16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-inline void store(float* out, float value) { *out = value; }
-
-inline void store(BFloat16* out, float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  out->bits = static_cast<uint16_t>(value != value ? 0x7fc0u : rounded);
-}
-
-// Of one query over n columns; D = 0 where the compiler does not know the dimension.
-template <typename T, int D>
-void attend(const T* query, const T* keys, const T* values, T* out, int64_t n, int64_t width, float scale,
-            std::vector<float>& weights, std::vector<float>& sums) {
-  const int64_t dim = D ? D : width;
-  float peak = -std::numeric_limits<float>::infinity();
-  for (int64_t j = 0; j < n; ++j) {
-    const T* key = keys + j * dim;
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t d = 0; d < dim; ++d) sum += wide(query[d]) * wide(key[d]);
-    weights[j] = sum * scale;
-    peak = weights[j] > peak ? weights[j] : peak;
-  }
-  float total = 0.0f;
-#pragma omp simd reduction(+ : total)
-  for (int64_t j = 0; j < n; ++j) total += weights[j] = raised(weights[j] - peak);
-  float fixed[D ? D : 1];
-  float* sum = D ? fixed : sums.data();
-  for (int64_t d = 0; d < dim; ++d) sum[d] = 0.0f;
-  for (int64_t j = 0; j < n; ++j) {
-    const T* value = values + j * dim;
-    const float weight = weights[j];
-#pragma omp simd
-    for (int64_t d = 0; d < dim; ++d) sum[d] += weight * wide(value[d]);
-  }
-  for (int64_t d = 0; d < dim; ++d) store(out + d, sum[d] / total);
-}
-
 template <typename T, int D>
 void attend_all(const Attention& a) {
   const int64_t queries = a.heads / a.key_heads; // that share a key head
@@ -124,10 +55,10 @@ void attend_all(const Attention& a) {
       const int64_t last = a.lengths[row], first = std::max<int64_t>(0, last + 1 - a.window);
       std::copy_n(static_cast<const T*>(a.key) + row * a.key_row + head * a.key_head, a.dim, keys + last * a.dim);
       std::copy_n(static_cast<const T*>(a.value) + row * a.value_row + head * a.value_head, a.dim, values + last * a.dim);
+      const Stretch<T> seen{keys + first * a.dim, values + first * a.dim, last + 1 - first};
       for (int64_t query = head * queries; query < (head + 1) * queries; ++query)
-        attend<T, D>(static_cast<const T*>(a.query) + row * a.query_row + query * a.query_head, keys + first * a.dim,
-                     values + first * a.dim, static_cast<T*>(a.out) + (row * a.heads + query) * a.dim,
-                     last + 1 - first, a.dim, a.scale, weights, sums);
+        attend<T, D>(static_cast<const T*>(a.query) + row * a.query_row + query * a.query_head, &seen, 1,
+                     static_cast<T*>(a.out) + (row * a.heads + query) * a.dim, a.dim, a.scale, weights, sums);
     }
   }
 }

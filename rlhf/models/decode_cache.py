@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlhf.kernels.cpu_decode import decode_attention, has_attention
+from rlhf.models.decode_step import decode_step
 from rlhf.models.packing import KNOWN, NAME, Packed
+from rlhf.models.shared_cache import SharedCache
 
 
 @dataclass(kw_only=True, slots=True)
@@ -120,6 +122,10 @@ class DecodeCache:
             self.buffers[layer] = keys, values
 
 
+Cache = DecodeCache | SharedCache
+"""Of the rows of a decode loop: the second where the model's step is compiled."""
+
+
 def decodes(model: Any) -> bool:
     """Whether our attention can stand in for all of a model's: else transformers' own cache has to serve."""
     config = model.config
@@ -141,7 +147,7 @@ def our_attention(model: Any) -> Iterator[None]:
             model.set_attn_implementation(given)
 
 
-def prefilled(model: Any, tokens: Tensor, mask: Tensor, *, room: int) -> tuple[Tensor, DecodeCache]:
+def prefilled(model: Any, tokens: Tensor, mask: Tensor, *, room: int) -> tuple[Tensor, Cache]:
     """Run the prompts, each run of equal ones once.
 
     Args:
@@ -159,16 +165,20 @@ def prefilled(model: Any, tokens: Tensor, mask: Tensor, *, room: int) -> tuple[T
     prompt = first.long().cumsum(0) - 1  # (B,) which of the different prompts
     tokens, mask = tokens[first], mask[first]
     lengths = mask.sum(1)
-    packed = Packed.of(tokens, mask)
+    packed, longest = Packed.of(tokens, mask), int(lengths.max())
+    step = decode_step(model, longest + room)
+    rows = prompt if step is None else torch.arange(len(lengths))  # that get the prompts' keys and values
     cache = DecodeCache(
-        columns=int(lengths.max()) + room,
-        lengths=lengths[prompt],
-        reach=int(lengths.max()),
-        placement=_placement(prompt, lengths, packed),
+        columns=longest + (room if step is None else 0),
+        lengths=lengths[rows],
+        reach=longest,
+        placement=_placement(rows, lengths, packed),
     )
-    states = packed.states(model, decode_cache=cache)
+    states = packed.states(model, decode_cache=cache)[packed.place[packed.rows.bounds[1:] - 1]][prompt]
     cache.placement = None
-    return states[packed.place[packed.rows.bounds[1:] - 1]][prompt], cache
+    if step is None:
+        return states, cache
+    return states, SharedCache.after(step, cache.buffers, lengths, prompt, room)
 
 
 def _placement(prompt: Tensor, lengths: Tensor, packed: Packed) -> Placement:
@@ -178,7 +188,7 @@ def _placement(prompt: Tensor, lengths: Tensor, packed: Packed) -> Placement:
     return Placement(source=source, row=row, column=column)
 
 
-def advanced(model: Any, tokens: Tensor, cache: DecodeCache) -> Tensor:
+def advanced(model: Any, tokens: Tensor, cache: Cache) -> Tensor:
     """Run one more token of each row.
 
     Args:
@@ -189,6 +199,8 @@ def advanced(model: Any, tokens: Tensor, cache: DecodeCache) -> Tensor:
     Returns:
         (B, H) hidden states after the final norm.
     """
+    if isinstance(cache, SharedCache):
+        return cache.advance(tokens)
     cache.reach += 1
     output = model.base_model(
         input_ids=tokens.unsqueeze(1),

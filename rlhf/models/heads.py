@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rlhf.kernels.cpu_step import few_rows, has_few_rows
 from rlhf.kernels.linear_divergence import OtherHead
 from rlhf.kernels.linear_logprobs import linear_logprobs
 from rlhf.kernels.workspace import Workspace, wide
@@ -45,6 +46,9 @@ class Measure(Protocol):
 
 def wide_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(…, H), (V, H), (V,) → (…, V) W·h + b with float32 sums that are not rounded to the factors' dtype."""
+    if not torch.is_grad_enabled() and has_few_rows(hidden, weight):
+        few = few_rows(hidden.reshape(-1, hidden.shape[-1]), weight, bias)
+        return few.reshape(*hidden.shape[:-1], weight.shape[0])
     if hidden.dtype == wide(hidden.dtype) or torch.is_grad_enabled():
         return F.linear(in_float32(hidden), in_float32(weight), None if bias is None else in_float32(bias))
     states = hidden.reshape(-1, hidden.shape[-1])

@@ -27,8 +27,11 @@ DECODINGS: dict[str, Decoding] = {
 }
 
 
-@pytest.fixture(params=["compiled", "torch"])
+@pytest.fixture(params=["step", "attention", "torch"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled: the whole step, attention alone, or nothing."""
+    if request.param != "step":
+        monkeypatch.setattr(decode_cache, "decode_step", lambda *_: None)
     if request.param == "torch":
         monkeypatch.setattr(decode_cache, "has_attention", lambda *_: False)
         monkeypatch.setattr(drawing, "has_draw", lambda logits: False)
