@@ -7,6 +7,7 @@
 #include "cpu_decode.h"
 
 #include <algorithm>
+#include <cmath>
 
 extern "C" {
 // Kept the same as cpu_decode.Attention. Strides are in elements.

@@ -151,7 +151,7 @@ def test_low_precision_is_near_float64_for_every_loss(loss: Any, dtype: torch.dt
     torch.testing.assert_close(swept.loss.double(), expected, rtol=1e-4, atol=1e-4)
     grads = [torch.autograd.grad(x, inputs) for x, inputs in ((swept.loss, low), (expected, high))]
     for ours, right in zip(*grads, strict=True):
-        allowed = {"rtol": 2e-2, "atol": 5e-2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
+        allowed = {"rtol": 4e-2, "atol": 5e-2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
         torch.testing.assert_close(ours.double(), right, **allowed)
 
 
