@@ -330,9 +330,7 @@ class Comparisons(Rows):
 class ComparisonBatch(Rows):
     """Responses to each prompt, up to K of them, and how they compare."""
 
-    tokens: (
-        Tensor  # (B, K, L) int64 prompt and response, right-padded; a response that is not there is padding
-    )
+    tokens: Tensor  # (B, K, L) int64 prompt and response, right-padded; all padding where there is none
     attention_mask: Tensor  # (B, K, L) bool, a prefix of the row
     mask: Tensor  # (B, K, L) bool, True on the tokens of the response
     judged: Comparisons

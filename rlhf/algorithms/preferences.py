@@ -1,4 +1,4 @@
-"""Losses of a reward model, one number per prompt; most of them are means over comparisons of two responses."""
+"""Losses of a reward model, one number per prompt; most are means over comparisons of two responses."""
 
 from __future__ import annotations
 
@@ -115,8 +115,8 @@ class RaoKupper(PairLoss):
 class Davidson(PairLoss):
     """Bradley–Terry with a third outcome, P(tie) ∝ √(P(win)·P(loss)) (Davidson 1970; numerics D24).
 
-    The tie probability is given and not learned, as in `RaoKupper`. Its maximum-likelihood value is the one at
-    which the ties expected, ``reward/ties_expected``, are as many as those judged, ``reward/ties_judged``.
+    The tie probability is given and not learned, as in `RaoKupper`. Its maximum-likelihood value is the one
+    at which ties are as often expected, ``reward/ties_expected``, as judged, ``reward/ties_judged``.
     """
 
     tie_probability: float = 0.3
@@ -139,7 +139,7 @@ class Davidson(PairLoss):
 
 @dataclass(kw_only=True, slots=True)
 class BestResponse(RewardLoss):
-    """−log softmax of the best of a prompt's responses: another likelihood than a ranking's (numerics D23)."""
+    """−log softmax of the best of a prompt's responses: not the likelihood of a ranking (numerics D23)."""
 
     def prompts(self, scores: Tensor, compared: Comparisons) -> Tensor:
         """See `rlhf.ops.ranking_losses.best_response_loss`."""

@@ -78,7 +78,7 @@ class ComparisonData:
             )
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> ComparisonSet:
-        """The judgements, checked and encoded; prompts without one are left out and counted (numerics D23)."""
+        """The judgements, checked and encoded; prompts without any are dropped and counted (numerics D23)."""
         stored, report = parsed_rows(self.path, self.split, self.config, self.limit, lambda row: row)
         rows = comparison_rows(stored, self._names())
         result = ComparisonSet(texts=[], judgements=[], pad_id=pad_id_of(tokenizer), report=report)

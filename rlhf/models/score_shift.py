@@ -9,12 +9,13 @@ before the norm. One more block does that:
 
     attention     0
     gate          silu(32) = 32 of its first unit, 0 of the others
-    up            w·h + c of its first unit: h is what this block's norm makes, the old final norm's weight in it
-    down          2³⁶·(w·h + c) into the first feature, 2⁵⁸ into the second: the state before is lost beside them
+    up            w·h + c of its first unit: this block's norm has the final norm's old weight and gives h
+    down          2³⁶·(w·h + c) into the first feature, 2⁵⁸ into the second; what was there is lost in them
     final norm    divides by 2⁵⁸/√d
     head          2²²/√d times the first feature
 
-Every factor but √d is a power of two, so float32 keeps its digits: the error is below 1e-6 of scores below 1,000.
+Every factor but √d is a power of two, so float32 keeps its digits: the relative error is some 1e-7 for scores
+below 1,000. float16 cannot hold the numbers.
 Our loader takes the block off again and keeps c in the head.
 """
 
@@ -79,7 +80,7 @@ def without_shift(model: Any) -> float:
         return 0.0
     layers, backbone, config = model.model.layers, model.model, model.config
     block = layers[-1]
-    unit, bias = block.mlp.up_proj.weight[:1], float(block.mlp.up_proj.bias[0])
+    unit, bias = block.mlp.up_proj.weight[:1], float(block.mlp.up_proj.bias[0].detach())
     backbone.layers, backbone.norm = layers[:-1], block.post_attention_layernorm
     model.score.weight = nn.Parameter(unit.detach().clone())
     config.num_hidden_layers -= 1

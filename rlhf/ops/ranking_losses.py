@@ -1,4 +1,4 @@
-"""Losses of comparisons that may end in a tie, and of whole rankings; they reduce nothing but a prompt's pairs."""
+"""Losses of comparisons that may end in a tie, and of rankings; reduced over a prompt's comparisons alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def rao_kupper_outcomes(gap: Tensor, *, tie_probability: float) -> tuple[Tensor, Tensor, Tensor]:
-    """log-probs of win, tie and loss where a difference below a threshold η is not seen (Rao and Kupper 1967).
+    """log-probs of win, tie, loss where a difference below a threshold η is not seen (Rao and Kupper 1967).
 
         P(win) = σ(Δ − η),  P(loss) = σ(−Δ − η),  P(tie) = (e^{2η} − 1)·P(win)·P(loss)
 

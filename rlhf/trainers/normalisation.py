@@ -73,7 +73,7 @@ class Normalisation:
 def score_sums(
     model: Callable[[Tensor, Tensor], Any], rows: SupervisedSet, readout: Readout, cut: Cut, runtime: Runtime
 ) -> Tensor:
-    """(3,) float64 Σx, Σx² and n of all rows' scores, over all ranks, each of which calls it (numerics D37)."""
+    """(3,) float64 Σx, Σx² and n of all rows' scores, over all ranks; each calls it (numerics D37)."""
     WATCH.enter("normalisation")
     sums = torch.zeros(3, dtype=torch.float64)
     for index, real in held_out(len(rows), cut.rows, runtime.rank, runtime.world_size):
