@@ -39,9 +39,11 @@ class Normalisation:
         """From (Σx, Σx², n) in float64.
 
         Raises:
-            ValueError: the scores are not finite, or all equal where their deviation is to be 1.
+            ValueError: there are none, they are not finite, or all equal where their deviation is to be 1.
         """
         total, squares, count = sums.tolist()
+        if not count:
+            raise ValueError("normalise.data: no row is left to measure the scores of")
         mean = total / count
         if not math.isfinite(squares):
             raise ValueError(
