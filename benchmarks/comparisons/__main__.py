@@ -30,7 +30,7 @@ def run(seeds: int) -> int:
         *(("rankings", rankings.measured, size, seed) for size in rankings.PROMPTS for seed in range(seeds)),
     ]
     facts = provenance(["python -m benchmarks.comparisons", *sys.argv[1:]], torch.device("cpu"))
-    for name, measure, size, seed in tqdm([job for job in jobs if (job[0], job[2], job[3]) not in known]):
+    for _, measure, size, seed in tqdm([job for job in jobs if (job[0], job[2], job[3]) not in known]):
         lines = [json.dumps(line | facts) + "\n" for line in measure(size, seed)]
         with RESULTS.open("a", encoding="utf-8") as file:
             file.write("".join(lines))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from benchmarks.comparisons.ties import gaps
@@ -21,7 +22,7 @@ HELD_OUT = 20_000
 
 
 def measured(prompts: int, seed: int) -> list[dict[str, Any]]:
-    """Every kind of label with so many prompts: how often the scores order two responses as the truth does."""
+    """Every kind of label with so many prompts: how often the scores order two responses rightly."""
     truth = Truth.drawn(seed)
     held_out = truth.responses(HELD_OUT, 2)
     found = []
@@ -43,7 +44,7 @@ def pairs_needed(accuracy: float, pairs: Mapping[int, float]) -> float | None:
         pairs: mean accuracy by number of prompts; log(number) is interpolated between neighbours.
     """
     counts = sorted(pairs)
-    for low, high in zip(counts, counts[1:], strict=False):
+    for low, high in pairwise(counts):
         if pairs[low] <= accuracy <= pairs[high]:
             share = (accuracy - pairs[low]) / (pairs[high] - pairs[low])
             return math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
