@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf.cli.application import Command, Place
@@ -46,9 +48,6 @@ def train(config: Reward, place: Place) -> None:
         expect_place_for_shift(model.model, config.model.name)
     engine = config.engine.train(model, config.optimizer(model), "reward")
 
-    def finish(state: State) -> State:
-        return _normalised(config, place, engine, demonstrations, state)
-
     trainer = RewardModelTrainer(
         engine=engine,
         train=data,
@@ -62,7 +61,7 @@ def train(config: Reward, place: Place) -> None:
         total=max(int(config.epochs * len(data)) // config.batch_size, 1),
         seed=config.seed,
         runtime=place.runtime,
-        export=exporter(engine, tokenizer, finish=finish),
+        export=_exporter(config, place, engine, tokenizer, demonstrations),
         non_finite=config.non_finite,
     )
     train_and_draw(trainer, folder, config)
@@ -73,12 +72,32 @@ def _demonstrations(config: Reward, tokenizer: PreTrainedTokenizerBase) -> Super
     return None if data.path is None else data.load(tokenizer)
 
 
+def _exporter(
+    config: Reward,
+    place: Place,
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: SupervisedSet | None,
+) -> Callable[[Path], None]:
+    """Writes the model, its scores normalised where demonstrations are given."""
+    if demonstrations is None:
+        return exporter(engine, tokenizer)
+
+    def finish(state: State) -> State:
+        try:
+            return _normalised(config, place, engine, demonstrations, state)
+        except ValueError as error:
+            raw = place.folder / "model_as_trained"
+            exporter(engine, tokenizer)(raw)
+            raise ValueError(f"{error}; the model without it is in {raw}") from None
+
+    return exporter(engine, tokenizer, finish=finish)
+
+
 def _normalised(
-    config: Reward, place: Place, engine: Engine, demonstrations: SupervisedSet | None, state: State
+    config: Reward, place: Place, engine: Engine, demonstrations: SupervisedSet, state: State
 ) -> State:
     """The weights to be saved, and ``normalisation.json`` with what was measured. Every rank calls it."""
-    if demonstrations is None:
-        return state
     cut = cut_for(engine, config.micro_batch_size, config.micro_batch_tokens, place.runtime.world_size)
     sums = score_sums(engine, demonstrations, config.readout, cut, place.runtime)
     found = Normalisation.of(sums, unit_std=config.normalise.unit_std)

@@ -101,6 +101,20 @@ def test_transformers_alone_gives_the_normalised_score(
     torch.testing.assert_close(torch.tensor(scores), own[:, 0], rtol=1e-5, atol=1e-5)
 
 
+def test_scores_that_cannot_be_normalised_lose_no_model(
+    rlhf: Callable[..., Any], arguments: list[str], tmp_path: Path
+) -> None:
+    """One demonstration, again and again, has no deviation."""
+    file = tmp_path / "same.jsonl"
+    file.write_text('{"prompt": "the sea", "response": " is fine"}\n' * 3)
+    outcome = rlhf("reward", *arguments, f"normalise.data.path={file}", "normalise.unit_std=true")
+    assert outcome.status != 0
+    assert "different scores, all 3 have" in outcome.err
+    assert "the model without it is in" in outcome.err
+    raw = AutoModelForSequenceClassification.from_pretrained(tmp_path / "runs/new/model_as_trained")
+    assert raw.config.num_labels == 1
+
+
 def test_a_sum_over_tokens_is_saved_scored_and_optimised(
     rlhf: Callable[..., Any], arguments: list[str], rl_arguments: list[str], tmp_path: Path, workspace: Any
 ) -> None:
