@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.preferences import RewardLoss
-from rlhf.batch import ComparisonBatch, PreferenceBatch, SequenceBatch
+from rlhf.batch import ComparisonBatch
 from rlhf.data.loaded import ComparisonSet
 from rlhf.data.order import batch_indices
 from rlhf.distributed.engine import Engine
@@ -162,20 +162,3 @@ class RewardModelTrainer:
 def text_lengths(batch: ComparisonBatch, *, packed: bool) -> Tensor:
     """(B,) tokens that each prompt's texts take, the shorter ones padded unless rows are packed."""
     return batch.lengths.sum(1) if packed else batch.real.sum(1) * batch.lengths.amax(1)
-
-
-def pair_lengths(pairs: PreferenceBatch, *, packed: bool) -> Tensor:
-    """(B,) tokens that each pair takes: of both sides, the shorter one padded unless rows are packed."""
-    chosen, rejected = pairs.chosen.lengths, pairs.rejected.lengths
-    return chosen + rejected if packed else 2 * torch.maximum(chosen, rejected)
-
-
-def stack(first: SequenceBatch, second: SequenceBatch) -> SequenceBatch:
-    """The rows of both, right-padded to a common width."""
-    width = max(first.tokens.shape[1], second.tokens.shape[1])
-
-    def join(name: str) -> Tensor:
-        parts = [getattr(batch, name) for batch in (first, second)]
-        return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
-
-    return SequenceBatch(tokens=join("tokens"), attention_mask=join("attention_mask"), mask=join("mask"))
