@@ -96,10 +96,14 @@ def comparison_rows(rows: Sequence[Row], names: ComparisonFields) -> list[Compar
 
 
 def _is_labelled_response(row: Row, names: ComparisonFields) -> bool:
-    paired = names.chosen in row.values or names.responses in row.values
-    return not paired and (
-        names.response in row.values or COMPLETION in row.values or "messages" in row.values
-    )
+    if _has(row, names.chosen, names.responses):
+        return False
+    return _has(row, names.response, COMPLETION, "messages")
+
+
+def _has(row: Row, *names: str) -> bool:
+    """Whether the row has one of the fields; columnar files put nulls in place of absent ones."""
+    return any(row.values.get(name) is not None for name in names)
 
 
 def _across(good: Sequence[bool]) -> list[Judgement]:
@@ -113,9 +117,9 @@ def _across(good: Sequence[bool]) -> list[Judgement]:
 
 
 def _one(row: Row, names: ComparisonFields) -> ComparisonRow:
-    if names.responses in row.values:
+    if _has(row, names.responses):
         return ranking_row(row, names)
-    if names.chosen in row.values or names.label not in row.values:
+    if _has(row, names.chosen) or not _has(row, names.label):
         return _pair(row, names)
     return context_row(row, names)
 

@@ -34,7 +34,8 @@ def test_a_pair_carries_its_probability_and_margin() -> None:
 
 
 def test_a_ranking_is_all_its_pairs_with_ties_and_without_the_unranked() -> None:
-    (row,) = read({"prompt": "p", "responses": ["a", "b", "c", "d"], "ranks": [2, 1, None, 2]})
+    ranked = {"prompt": "p", "responses": ["a", "b", "c", "d"], "ranks": [2, 1, None, 2]}
+    (row,) = read(ranked | {"chosen": None, "response": None, "label": None})  # as columnar files have it
     assert judged(row) == [(1, 0, 1.0), (0, 3, 0.5), (1, 3, 1.0)]
 
 
