@@ -45,6 +45,8 @@ COMPANIONS = {
         for name in ("leave_one_out", "group_relative", "whitened_group_deviation")
     },
     "algorithm=ppo_ptx": ("pretraining.data.path=texts",),
+    "reward=ensemble": ("reward.paths=[a,b]",),
+    "reward=ensemble_lowest": ("reward.paths=[a,b]",),
     "reward=mixture": ("+reward@reward.parts.right=exact_match", "+reward.weights.right=1.0"),
 }
 """What a choice cannot do without."""

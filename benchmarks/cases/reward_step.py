@@ -21,6 +21,7 @@ from benchmarks.cases.training_step import CLIP, RATE, alone, budget
 from benchmarks.results import Line
 from rlhf.algorithms.preferences import BradleyTerry
 from rlhf.distributed.engine import TorchEngine
+from rlhf.models.readouts import LastToken
 from rlhf.trainers.optimizers import AdamW
 from rlhf.trainers.reward_model import RewardModelTrainer
 from rlhf.trainers.schedules import Constant
@@ -73,9 +74,10 @@ class RewardStep:
         model = self.size.scalar(packed=packed)
         return RewardModelTrainer(
             engine=TorchEngine(model.to(device), AdamW(lr=RATE)(model), name="reward", clip=CLIP),
-            train=self.pairs.data(),
+            train=self.pairs.data().compared(),
             test=None,
-            pair_loss=BradleyTerry(),
+            loss=BradleyTerry(),
+            readout=LastToken(),
             schedule=Constant(),
             batch_size=len(self.pairs.prompts),
             micro_batch_size=self.micro,

@@ -1,4 +1,4 @@
-"""Losses of a reward model, one number per pair."""
+"""Losses of a reward model, one number per prompt; most are means over comparisons of two responses."""
 
 from __future__ import annotations
 
@@ -7,27 +7,63 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from rlhf.batch import Comparisons
 from rlhf.ops.preference_losses import bradley_terry, centring
+from rlhf.ops.ranking_losses import (
+    best_response_loss,
+    davidson_outcomes,
+    outcome_loss,
+    prompt_mean,
+    rao_kupper_outcomes,
+)
 
 
 @dataclass(kw_only=True, slots=True)
-class PairLoss(ABC):
-    """The loss of one pair of scores."""
+class RewardLoss(ABC):
+    """The loss of a prompt, from the scores of its responses."""
 
     @abstractmethod
-    def __call__(self, chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
-        """Loss of each pair, (B,) in nats.
+    def prompts(self, scores: Tensor, compared: Comparisons) -> Tensor:
+        """Loss of each prompt, (B,) in nats.
 
         Args:
-            chosen: (B,) scores of the better responses.
-            rejected: (B,) scores of the others.
-            margin: (B,) by how much the chosen score should exceed the other; 0 when not given.
+            scores: (B, K) of each response; what stands where there is none is not read.
+            compared: what was judged, at least one comparison a prompt.
         """
+
+    def ties(self, gap: Tensor) -> Tensor | None:
+        """(M,) probability of a tie at score differences ``gap``; None where the loss knows of none."""
+        return None
+
+
+@dataclass(kw_only=True, slots=True)
+class PairLoss(RewardLoss):
+    """The loss of one comparison; a prompt's is the mean over its comparisons (numerics D23)."""
+
+    @abstractmethod
+    def __call__(
+        self, chosen: Tensor, rejected: Tensor, margin: Tensor, label: float | Tensor = 1.0
+    ) -> Tensor:
+        """Loss of each comparison, (M,) in nats.
+
+        Args:
+            chosen: (M,) scores of the responses named first.
+            rejected: (M,) scores of the others.
+            margin: (M,) by how much the first score should exceed the other; 0 when not given.
+            label: μ, a number or (M,): probability that the first is better; ½ for a tie.
+        """
+
+    def prompts(self, scores: Tensor, compared: Comparisons) -> Tensor:
+        """Mean over each prompt's comparisons."""
+        prompt, first, second = compared.pairs
+        margin, label = (values[prompt, first, second] for values in (compared.margin, compared.label))
+        losses = self(scores[prompt, first], scores[prompt, second], margin, label)
+        return prompt_mean(losses, prompt, len(scores))
 
 
 @dataclass(kw_only=True, slots=True)
 class BradleyTerry(PairLoss):
-    """Negative log-likelihood that the chosen response wins, −log σ(Δ − margin) (numerics D22)."""
+    """−μ·log σ(Δ − margin) − (1 − μ)·log σ(−Δ + margin); a tie has μ = ½ (numerics D22, D24)."""
 
     center: float = 0.0
     """η: weight of (s_chosen + s_rejected)², which pins the mean score; 0 leaves it free."""
@@ -41,6 +77,77 @@ class BradleyTerry(PairLoss):
         if not self.center >= 0:
             raise ValueError(f"BradleyTerry.center must not be negative, got {self.center}")
 
-    def __call__(self, chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
+    def __call__(
+        self, chosen: Tensor, rejected: Tensor, margin: Tensor, label: float | Tensor = 1.0
+    ) -> Tensor:
         """See `rlhf.ops.preference_losses`."""
-        return bradley_terry(chosen, rejected, margin) + self.center * centring(chosen, rejected)
+        loss = bradley_terry(chosen, rejected, margin, label)
+        return loss + self.center * centring(chosen, rejected)
+
+
+@dataclass(kw_only=True, slots=True)
+class RaoKupper(PairLoss):
+    """Bradley–Terry in which differences below a threshold end in a tie (Rao and Kupper 1967; numerics D24).
+
+    The tie probability is given and not learned: then the scale of the scores is that of Bradley–Terry, and
+    nothing but the network is trained, saved and resumed.
+    """
+
+    tie_probability: float = 0.3
+    """Probability that two equally good responses are called a tie, in (0, 1)."""
+
+    def __post_init__(self) -> None:
+        _expect_probability(self)
+
+    def __call__(
+        self, chosen: Tensor, rejected: Tensor, margin: Tensor, label: float | Tensor = 1.0
+    ) -> Tensor:
+        """See `rlhf.ops.ranking_losses.rao_kupper_outcomes`."""
+        gap = chosen - rejected - margin
+        return outcome_loss(rao_kupper_outcomes(gap, tie_probability=self.tie_probability), label)
+
+    def ties(self, gap: Tensor) -> Tensor | None:
+        """(M,) probability of a tie."""
+        return rao_kupper_outcomes(gap, tie_probability=self.tie_probability)[1].exp()
+
+
+@dataclass(kw_only=True, slots=True)
+class Davidson(PairLoss):
+    """Bradley–Terry with a third outcome, P(tie) ∝ √(P(win)·P(loss)) (Davidson 1970; numerics D24).
+
+    The tie probability is given and not learned, as in `RaoKupper`. Its maximum-likelihood value is the one
+    at which ties are as often expected, ``reward/ties_expected``, as judged, ``reward/ties_judged``.
+    """
+
+    tie_probability: float = 0.3
+    """Probability that two equally good responses are called a tie, in (0, 1)."""
+
+    def __post_init__(self) -> None:
+        _expect_probability(self)
+
+    def __call__(
+        self, chosen: Tensor, rejected: Tensor, margin: Tensor, label: float | Tensor = 1.0
+    ) -> Tensor:
+        """See `rlhf.ops.ranking_losses.davidson_outcomes`."""
+        gap = chosen - rejected - margin
+        return outcome_loss(davidson_outcomes(gap, tie_probability=self.tie_probability), label)
+
+    def ties(self, gap: Tensor) -> Tensor | None:
+        """(M,) probability of a tie."""
+        return davidson_outcomes(gap, tie_probability=self.tie_probability)[1].exp()
+
+
+@dataclass(kw_only=True, slots=True)
+class BestResponse(RewardLoss):
+    """−log softmax of the best of a prompt's responses: not the likelihood of a ranking (numerics D23)."""
+
+    def prompts(self, scores: Tensor, compared: Comparisons) -> Tensor:
+        """See `rlhf.ops.ranking_losses.best_response_loss`."""
+        return best_response_loss(scores, *compared.best())
+
+
+def _expect_probability(loss: RaoKupper | Davidson) -> None:
+    if not 0 < loss.tie_probability < 1:
+        raise ValueError(
+            f"{type(loss).__name__}.tie_probability must lie between 0 and 1, got {loss.tie_probability}"
+        )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from rlhf.cli.application import Place
 from rlhf.cli.room import Longest
@@ -24,12 +25,21 @@ from rlhf.distributed.gathering import full_state, is_sharded, refresh
 from rlhf.evaluation.plots import curves
 from rlhf.models.actor import Actor
 from rlhf.models.loading import expect_same_vocabulary, load_scalar_model
+from rlhf.models.readouts import readout_of
 from rlhf.models.saving import save_model
 from rlhf.models.sources import Pretrained
+from rlhf.rewards.ensemble import EnsembleReward, LowestReward
 from rlhf.rewards.functions import import_function
 from rlhf.rewards.mixture import MixtureReward
 from rlhf.rewards.reward import FunctionReward, ModelReward, Reward
-from rlhf.rewards.sources import RewardFunction, RewardMixture, RewardModel, RewardSource
+from rlhf.rewards.sources import (
+    LowestOfEnsemble,
+    RewardEnsemble,
+    RewardFunction,
+    RewardMixture,
+    RewardModel,
+    RewardSource,
+)
 from rlhf.rewards.verifiers import Verifier
 from rlhf.rollout.decoding import Decoding
 from rlhf.rollout.responses import StopStrings
@@ -70,13 +80,23 @@ def prompts_of(data: PromptData, tokenizer: PreTrainedTokenizerBase) -> Prompts:
     return Prompts(rows=rows, texts=RolloutTexts(rows, tokenizer))
 
 
+State = dict[str, Tensor]
+"""Weights by name."""
+
+
 def exporter(
-    engine: Engine, tokenizer: PreTrainedTokenizerBase, average: WeightAverage[Actor] | None = None
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    average: WeightAverage[Actor] | None = None,
+    finish: Callable[[State], State] = lambda state: state,
 ) -> Callable[[Path], None]:
-    """Writes the engine's model, or its average, as a Hugging Face folder; every rank calls it."""
+    """Writes the engine's model, or its average, as a Hugging Face folder; every rank calls it.
+
+    ``finish`` makes of its weights, which rank 0 alone has, those that are written.
+    """
 
     def export(folder: Path) -> None:
-        state = engine.state() if average is None else full_state(average.module)
+        state = finish(engine.state() if average is None else full_state(average.module))
         on_main(lambda: save_model(engine.module, state, tokenizer, folder, replace=True))  # type: ignore[arg-type]
 
     return export
@@ -110,16 +130,23 @@ def load_reward(
     Raises:
         ValueError: it does not fit the actor or the longest text, or cannot be loaded.
     """
+    load = partial(
+        load_reward,
+        engine=engine,
+        actor=actor,
+        tokenizer=tokenizer,
+        longest=longest,
+        micro_rows=micro_rows,
+        packed=packed,
+    )
+    if isinstance(source, RewardEnsemble | LowestOfEnsemble):
+        members = {
+            f"member_{number}": load(RewardModel(path=path)) for number, path in enumerate(source.paths, 1)
+        }
+        if isinstance(source, LowestOfEnsemble):
+            return LowestReward(parts=members)
+        return EnsembleReward(parts=members, std_coef=source.std_coef)
     if isinstance(source, RewardMixture):
-        load = partial(
-            load_reward,
-            engine=engine,
-            actor=actor,
-            tokenizer=tokenizer,
-            longest=longest,
-            micro_rows=micro_rows,
-            packed=packed,
-        )
         parts = {name: load(part) for name, part in source.parts.items()}
         return MixtureReward(parts=parts, weights=source.weights)
     if isinstance(source, RewardFunction):
@@ -139,7 +166,8 @@ def load_reward(
     longest.expect_room(model)
     if actor is not None:
         expect_same_vocabulary(actor, model)
-    return ModelReward(model=engine.inference(model, "reward model"), micro_rows=micro_rows)
+    readout, inference = readout_of(model), engine.inference(model, "reward model")
+    return ModelReward(model=inference, micro_rows=micro_rows, readout=readout)
 
 
 def copy_for_sampling(actor: Actor, engine: EngineConfig) -> Actor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf.data.loaded import LabelledSet, PreferenceSet, PromptSet, SupervisedSet
+from rlhf.data.loaded import ComparisonSet, LabelledSet, PreferenceSet, PromptSet, SupervisedSet
 from rlhf.models.actor import Actor
 from rlhf.models.scalar import ScalarModel
 
@@ -43,7 +43,8 @@ class Longest:
 
 
 def longest(
-    *data: SupervisedSet | PreferenceSet | LabelledSet | PromptSet | None, new_tokens: int = 0
+    *data: SupervisedSet | PreferenceSet | ComparisonSet | LabelledSet | PromptSet | None,
+    new_tokens: int = 0,
 ) -> Longest:
     """The longest row of one or several data sets; None is passed over."""
     candidates = []

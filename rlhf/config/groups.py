@@ -18,11 +18,19 @@ from rlhf.algorithms import (
 from rlhf.algorithms.policy_gradient import PolicyGradient
 from rlhf.data import selections
 from rlhf.distributed.engine_config import Plain, ZeRO
+from rlhf.models.readouts import LastToken, TokenSum
 from rlhf.models.sources import Pretrained, TinyGPT2, TinyLlama
 from rlhf.rewards.instructions import Instructions
 from rlhf.rewards.math_expression import MathExpression
 from rlhf.rewards.reasoning_gym import ReasoningGym
-from rlhf.rewards.sources import NoReward, RewardFunction, RewardMixture, RewardModel
+from rlhf.rewards.sources import (
+    LowestOfEnsemble,
+    NoReward,
+    RewardEnsemble,
+    RewardFunction,
+    RewardMixture,
+    RewardModel,
+)
 from rlhf.rewards.unit_tests import UnitTests
 from rlhf.rewards.verifiers import ExactMatch, Format, MathAnswer
 from rlhf.rollout.decoding import Greedy, Sampling, Truncated
@@ -78,6 +86,9 @@ GROUPS: dict[str, dict[str, type]] = {
     "model": {"pretrained": Pretrained, "tiny_llama": TinyLlama, "tiny_gpt2": TinyGPT2},
     "loss": {
         "bradley_terry": preferences.BradleyTerry,
+        "rao_kupper": preferences.RaoKupper,
+        "davidson": preferences.Davidson,
+        "best_response": preferences.BestResponse,
         "dpo": preference_losses.DPO,
         "cdpo": preference_losses.ConservativeDPO,
         "ipo": preference_losses.IPO,
@@ -88,8 +99,11 @@ GROUPS: dict[str, dict[str, type]] = {
         "unlikelihood": preference_losses.Unlikelihood,
         "preferred_ft": preference_losses.PreferredFT,
     },
+    "readout": {"last_token": LastToken, "token_sum": TokenSum},
     "reward": {
         "model": RewardModel,
+        "ensemble": RewardEnsemble,
+        "ensemble_lowest": LowestOfEnsemble,
         "function": RewardFunction,
         "mixture": RewardMixture,
         "exact_match": ExactMatch,

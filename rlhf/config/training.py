@@ -8,11 +8,13 @@ from rlhf.algorithms.divergences import Divergence
 from rlhf.algorithms.mixtures import Mixture
 from rlhf.algorithms.policy_gradient import PolicyGradient
 from rlhf.algorithms.preference_losses import PreferenceLoss
-from rlhf.algorithms.preferences import PairLoss
+from rlhf.algorithms.preferences import RewardLoss
 from rlhf.config.checks import expect_positive
+from rlhf.data.comparisons import ComparisonData
 from rlhf.data.feedback import FeedbackData
-from rlhf.data.sets import PreferenceData, PromptData, SupervisedData
+from rlhf.data.sets import PromptData, SupervisedData
 from rlhf.distributed.engine_config import EngineConfig
+from rlhf.models.readouts import LastToken, Readout
 from rlhf.models.sources import ModelSource, Pretrained
 from rlhf.rewards.sources import RewardSource
 from rlhf.rollout.decoding import Sampling
@@ -113,30 +115,56 @@ class SFT(Job):
 
 
 @dataclass(kw_only=True, slots=True)
+class NormaliseConfig:
+    """What the scores of a finished reward model are measured from (numerics D25)."""
+
+    data: SupervisedData = field(default_factory=lambda: SupervisedData(path=None))
+    """Reference demonstrations, whose mean score becomes 0; path=null leaves the scores as they are."""
+    unit_std: bool = False
+    """Whether their standard deviation becomes 1 too; it changes the probability of every comparison."""
+
+    def __post_init__(self) -> None:
+        """Refuse a deviation of nothing."""
+        if self.unit_std and self.data.path is None:
+            raise ValueError(
+                "normalise.data.path must name reference demonstrations for normalise.unit_std=true, got null"
+            )
+
+
+@dataclass(kw_only=True, slots=True)
 class Reward(Job):
     """``rlhf reward``: reward-model training."""
 
     model: Pretrained = field(default_factory=Pretrained)
     """The language model that it starts from, with a new scalar head; usually the supervised one."""
-    data: PreferenceData = field(default_factory=PreferenceData)
-    """Pairs of responses, the better one first."""
-    test_data: PreferenceData = field(default_factory=lambda: PreferenceData(path=None))
-    """Held-out pairs; path=null measures none."""
-    loss: PairLoss
-    """Loss of a pair."""
+    readout: Readout
+    """From what the head says of each token to the score of a response."""
+    data: ComparisonData = field(default_factory=ComparisonData)
+    """Judgements: pairs of responses, rankings, or labels."""
+    test_data: ComparisonData = field(default_factory=lambda: ComparisonData(path=None))
+    """Held-out judgements; path=null measures none."""
+    loss: RewardLoss
+    """Loss of a prompt whose responses were compared."""
+    normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
+    """Shift and scale of the scores in the model that is saved."""
     optimizer: AdamW = field(default_factory=AdamW)
     """How parameters move."""
     batch_size: int = 64
-    """Pairs of one optimiser step, over all ranks."""
+    """Prompts of one optimiser step, over all ranks; a pair is a prompt."""
     epochs: float = 1.0
     """Passes over the data; more than one overfits easily."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same gradient."""
 
     def __post_init__(self) -> None:
-        """Refuse counts that are not positive."""
+        """Refuse counts that are not positive, and a constant without a place."""
         Job.__post_init__(self)
         expect_positive(self, "batch_size", "epochs")
+        if self.normalise.data.path is not None and not isinstance(self.readout, LastToken):
+            raise ValueError(
+                f"normalise.data.path must be null for {type(self.readout).__name__}, whose sum over tokens "
+                f"has no place for a constant, got {self.normalise.data.path}"
+            )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlhf.batch import PreferenceBatch, PromptBatch, SequenceBatch
+from rlhf.batch import ComparisonBatch, Comparisons, PreferenceBatch, PromptBatch, SequenceBatch
+from rlhf.data.comparison_rows import Judgement
 from rlhf.data.encoding import Encoded
 
 
@@ -30,6 +31,35 @@ def pad_preferences(
         chosen=pad_sequences(chosen, pad_id=pad_id),
         rejected=pad_sequences(rejected, pad_id=pad_id),
         margin=torch.tensor(margins, dtype=torch.float32),
+    )
+
+
+def pad_comparisons(
+    texts: Sequence[Sequence[Encoded]], judgements: Sequence[Sequence[Judgement]], *, pad_id: int
+) -> ComparisonBatch:
+    """Prompts with up to K responses each, every text padded to the longest of all.
+
+    Args:
+        texts: B prompts, the texts of each.
+        judgements: B prompts, how their texts compare.
+        pad_id: written on padding.
+    """
+    B, K = len(texts), max(map(len, texts))
+    nothing = Encoded(tokens=[], targets=[])
+    flat = pad_sequences(
+        [text for row in texts for text in (*row, *[nothing] * (K - len(row)))], pad_id=pad_id
+    )
+    compared = torch.zeros(B, K, K, dtype=torch.bool)
+    label, margin = torch.zeros(B, K, K), torch.zeros(B, K, K)
+    for row, found in enumerate(judgements):
+        for one in found:
+            place = row, one.first, one.second
+            compared[place], label[place], margin[place] = True, one.label, one.margin
+    return ComparisonBatch(
+        tokens=flat.tokens.view(B, K, -1),
+        attention_mask=flat.attention_mask.view(B, K, -1),
+        mask=flat.mask.view(B, K, -1),
+        judged=Comparisons(compared=compared, label=label, margin=margin),
     )
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.batch import LabelledBatch, PreferenceBatch, PromptBatch, SequenceBatch
-from rlhf.data.collation import pad_preferences, pad_prompts, pad_sequences
+from rlhf.batch import ComparisonBatch, LabelledBatch, PreferenceBatch, PromptBatch, SequenceBatch
+from rlhf.data.collation import pad_comparisons, pad_preferences, pad_prompts, pad_sequences
+from rlhf.data.comparison_rows import Judgement
 from rlhf.data.encoding import Encoded
 from rlhf.data.fitting import Report
 from rlhf.data.rows import Prompt, SupervisedRow
@@ -77,6 +78,56 @@ class PreferenceSet:
             [self.rejected[i] for i in rows],
             [self.margins[i] for i in rows],
             pad_id=self.pad_id,
+        )
+
+    def compared(self) -> ComparisonSet:
+        """The same pairs, each as a prompt with two responses."""
+        judgements = [[Judgement(first=0, second=1, margin=margin)] for margin in self.margins]
+        texts = [list(pair) for pair in zip(self.chosen, self.rejected, strict=True)]
+        return ComparisonSet(texts=texts, judgements=judgements, pad_id=self.pad_id, report=self.report)
+
+
+@dataclass(kw_only=True, slots=True)
+class ComparisonSet:
+    """Prompts with the responses to each that were compared, encoded."""
+
+    texts: list[list[Encoded]]
+    judgements: list[list[Judgement]]
+    """Of each prompt, at least one."""
+    pad_id: int
+    report: Report
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def add(self, texts: list[Encoded], judgements: list[Judgement]) -> None:
+        """One more prompt; responses that no judgement names are left out."""
+        used = sorted({k for one in judgements for k in (one.first, one.second)})
+        place = {k: number for number, k in enumerate(used)}
+        self.texts.append([texts[k] for k in used])
+        self.judgements.append(
+            [
+                Judgement(
+                    first=place[one.first], second=place[one.second], label=one.label, margin=one.margin
+                )
+                for one in judgements
+            ]
+        )
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each prompt's longest text."""
+        return [max(len(text.tokens) for text in texts) for texts in self.texts]
+
+    def sizes(self, index: Tensor) -> list[int]:
+        """Tokens of all texts of the prompts that ``index`` (B,) names."""
+        return [sum(len(text.tokens) for text in self.texts[i]) for i in index.tolist()]
+
+    def batch(self, index: Tensor) -> ComparisonBatch:
+        """The prompts that ``index`` (B,) names, texts right-padded."""
+        rows = index.tolist()
+        return pad_comparisons(
+            [self.texts[i] for i in rows], [self.judgements[i] for i in rows], pad_id=self.pad_id
         )
 
 

@@ -73,7 +73,9 @@ def prompt_row(row: Row, *, prompt_field: str = "prompt", as_chat: bool = False)
     Raises:
         ValueError: no such field, neither text nor turns, an unknown role, or turns that the assistant ends.
     """
-    prompt = _prompt(_field(row, prompt_field), f"{row.where}: field {prompt_field!r}", as_chat)
+    prompt = checked_prompt(
+        field_of(row, prompt_field), f"{row.where}: field {prompt_field!r}", as_chat=as_chat
+    )
     return PromptRow(prompt=prompt, columns=_others(row, prompt_field), where=row.where)
 
 
@@ -97,8 +99,8 @@ def supervised_row(
         return SupervisedRow(
             prompt=turns[:-1], response=response, columns=_others(row, messages_field), where=where
         )
-    prompt = _prompt(_field(row, prompt_field), f"{where}: field {prompt_field!r}", as_chat)
-    response = _response(_field(row, response_field), prompt, f"{where}: field {response_field!r}")
+    prompt = checked_prompt(field_of(row, prompt_field), f"{where}: field {prompt_field!r}", as_chat=as_chat)
+    response = checked_response(field_of(row, response_field), prompt, f"{where}: field {response_field!r}")
     columns = _others(row, prompt_field, response_field)
     return SupervisedRow(prompt=prompt, response=response, columns=columns, where=where)
 
@@ -119,14 +121,16 @@ def preference_row(
             conversations do not share the prompt.
     """
     where = row.where
-    chosen, rejected = _field(row, chosen_field), _field(row, rejected_field)
+    chosen, rejected = field_of(row, chosen_field), field_of(row, rejected_field)
     inside = row.values.get(prompt_field) is None and isinstance(chosen, list) and len(chosen) > 1
-    given = chosen[:-1] if inside else _field(row, prompt_field)
-    prompt = _prompt(given, f"{where}: field {prompt_field!r}", as_chat or isinstance(chosen, list))
+    given = chosen[:-1] if inside else field_of(row, prompt_field)
+    prompt = checked_prompt(
+        given, f"{where}: field {prompt_field!r}", as_chat=as_chat or isinstance(chosen, list)
+    )
     return PreferenceRow(
         prompt=prompt,
-        chosen=_response(chosen, prompt, f"{where}: field {chosen_field!r}"),
-        rejected=_response(rejected, prompt, f"{where}: field {rejected_field!r}"),
+        chosen=checked_response(chosen, prompt, f"{where}: field {chosen_field!r}"),
+        rejected=checked_response(rejected, prompt, f"{where}: field {rejected_field!r}"),
         margin=_margin(row.values.get(margin_field), f"{where}: field {margin_field!r}"),
         columns=_others(row, prompt_field, chosen_field, rejected_field, margin_field),
         where=where,
@@ -155,7 +159,7 @@ def labelled_rows(
         return _both_sides(row, prompt_field, chosen_field, rejected_field, as_chat)
     if response_field not in row.values and COMPLETION in row.values:
         response_field = COMPLETION
-    label = _field(row, label_field)
+    label = field_of(row, label_field)
     if label not in (True, False) or isinstance(label, float):
         raise ValueError(
             f"{row.where}: field {label_field!r} is {label!r}, expected true (good) or false (bad)"
@@ -190,7 +194,12 @@ def _both_sides(row: Row, prompt: str, chosen: str, rejected: str, as_chat: bool
     ]
 
 
-def _field(row: Row, name: str) -> Any:
+def field_of(row: Row, name: str) -> Any:
+    """The field's value, as stored.
+
+    Raises:
+        ValueError: the row has none of that name; names those that it has.
+    """
     if name not in row.values:
         raise ValueError(f"{row.where}: no field {name!r}; the row has {', '.join(map(repr, row.values))}")
     return row.values[name]
@@ -200,7 +209,12 @@ def _others(row: Row, *names: str) -> dict[str, Any]:
     return {name: value for name, value in row.values.items() if name not in names}
 
 
-def _prompt(value: Any, what: str, as_chat: bool) -> Prompt:
+def checked_prompt(value: Any, what: str, *, as_chat: bool) -> Prompt:
+    """A string, or the turns of a conversation; ``what`` names the field in messages.
+
+    Raises:
+        ValueError: it is neither, a role is unknown, or the assistant has the last turn.
+    """
     if isinstance(value, str):
         return [{"role": "user", "content": value}] if as_chat else value
     turns = _turns(value, what)
@@ -229,8 +243,12 @@ def _message(value: Any, what: str) -> Message:
     return {key: part for key, part in value.items() if part is not None}
 
 
-def _response(value: Any, prompt: Prompt, what: str) -> str:
-    """A string, or the last turn of a conversation that repeats the prompt or consists of that turn."""
+def checked_response(value: Any, prompt: Prompt, what: str) -> str:
+    """A string, or the last turn of a conversation that repeats the prompt or consists of that turn.
+
+    Raises:
+        ValueError: it is neither, empty, or holds more than text.
+    """
     if isinstance(value, str):
         if not value:
             raise ValueError(f"{what} is empty")

@@ -135,11 +135,17 @@ def logit_transform(config: Any) -> tuple[float, float | None]:
 
 
 class ScalarHead(nn.Linear):
-    """One number per position, w·h, in float32 arithmetic and without a bias (numerics D20)."""
+    """One number per position, w·h + c, in float32 arithmetic (numerics D20).
+
+    c is ``shift``, 0 unless the reward was normalised (numerics D25); nothing trains it.
+    """
+
+    shift: Tensor
 
     def __init__(self, hidden: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         super().__init__(hidden, 1, bias=False, dtype=dtype, device="meta")
         self.weight = nn.Parameter(torch.zeros(1, hidden, dtype=dtype, device=device))
+        self.register_buffer("shift", torch.zeros((), device=device))
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator) -> None:
@@ -149,4 +155,4 @@ class ScalarHead(nn.Linear):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(…, H) → (…) float32."""
-        return F.linear(in_float32(hidden), in_float32(self.weight)).squeeze(-1)
+        return F.linear(in_float32(hidden), in_float32(self.weight)).squeeze(-1) + self.shift

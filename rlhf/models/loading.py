@@ -13,6 +13,7 @@ from rlhf.models.actor import Actor
 from rlhf.models.beginnings import LEAST
 from rlhf.models.dropout import dropout_left, zero_dropout
 from rlhf.models.scalar import ScalarModel
+from rlhf.models.score_shift import without_shift
 from rlhf.models.sources import ModelSource, Pretrained
 
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -83,8 +84,10 @@ def load_scalar_model(
         model = source.classifier(tokenizer, dtype)
     else:
         raise ValueError(f"{source.name} is no reward model: its weights are random; name a trained one")
+    shift = without_shift(model)
     _prepare(model, tokenizer, source.name)
     scalar = ScalarModel(model, gradient_checkpointing=gradient_checkpointing, packed=packed)
+    scalar.head.shift.fill_(shift)
     if fresh_head:
         scalar.head.draw(generator)
     expect_rows_apart(scalar, source.name)

@@ -15,9 +15,12 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.models.actor import Actor
 from rlhf.models.quiet import quiet
 from rlhf.models.scalar import ScalarModel
+from rlhf.models.score_shift import with_shift
 
 PREFIX = "model."
 """What the wrappers put before the names of the transformers model."""
+SHIFT = "score.shift"
+"""The scalar head's constant, which no classifier of transformers has."""
 
 
 def save_model(
@@ -45,17 +48,24 @@ def save_model(
     """
     if folder.exists() and not replace:
         raise FileExistsError(f"{folder} exists already; nothing was overwritten")
-    weights = _own_names(model, state)
+    kept, weights = _to_be_saved(model, state)
     partial, previous = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "previous"))
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(previous, ignore_errors=True)
     partial.mkdir(parents=True)
-    _write(model.model, weights, tokenizer, partial)
+    _write(kept, weights, tokenizer, partial)
     _sync(partial)
     if folder.exists():
         folder.rename(previous)
     partial.rename(folder)
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def _to_be_saved(model: Actor | ScalarModel, state: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
+    """The transformers model and its weights; of a scalar head's constant they are made to add it."""
+    weights = _own_names(model, state)
+    shift = weights.pop(SHIFT, None)
+    return (model.model, weights) if shift is None else with_shift(model.model, weights, float(shift))
 
 
 def _own_names(model: Actor | ScalarModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

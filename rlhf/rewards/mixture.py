@@ -1,7 +1,8 @@
-"""A weighted sum of rewards whose parts can be seen by themselves."""
+"""Rewards made of other rewards, whose parts can be seen by themselves."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +14,15 @@ from rlhf.rewards.texts import Decoder
 
 
 @dataclass(kw_only=True, slots=True)
-class MixtureReward:
-    """score = Σ weight · part, over the parts by name."""
+class CombinedReward(ABC):
+    """One score from the scores of the parts."""
 
     parts: dict[str, Reward]
-    weights: dict[str, float]
+
+    @property
+    def names(self) -> list[str]:
+        """What ``shown`` gives."""
+        return list(self.parts)
 
     def __call__(self, rollout: Rollout, texts: Texts) -> Tensor:
         """(B,) float32."""
@@ -33,6 +38,21 @@ class MixtureReward:
         """(B,) float32 of every part, without its weight."""
         return {name: part(rollout, texts) for name, part in self.parts.items()}
 
+    @abstractmethod
+    def total(self, scores: dict[str, Tensor]) -> Tensor:
+        """(B,) float32 from the parts' scores."""
+
+    def shown(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        """(B,) float32 each, what is logged beside the score: the parts'."""
+        return scores
+
+
+@dataclass(kw_only=True, slots=True)
+class MixtureReward(CombinedReward):
+    """score = Σ weight · part, over the parts by name."""
+
+    weights: dict[str, float]
+
     def total(self, scores: dict[str, Tensor]) -> Tensor:
         """(B,) float32 weighted sum of the parts' scores."""
         return torch.stack([self.weights[name] * part for name, part in scores.items()]).sum(0)
@@ -40,18 +60,18 @@ class MixtureReward:
 
 def score_names(reward: Reward) -> list[str]:
     """The names that ``named_scores`` gives."""
-    return ["score", *(reward.parts if isinstance(reward, MixtureReward) else ())]
+    return ["score", *(reward.names if isinstance(reward, CombinedReward) else ())]
 
 
 def named_scores(reward: Reward, rollout: Rollout, texts: Texts) -> dict[str, Tensor]:
-    """(B,) float32: ``score``, what is optimised, and of a mixture each part by its name.
+    """(B,) float32: ``score``, what is optimised, and of a combined one each part by its name.
 
     Raises:
         NotFinite: a part is NaN or infinite, which the sum would not tell.
     """
-    if not isinstance(reward, MixtureReward):
+    if not isinstance(reward, CombinedReward):
         return {"score": reward(rollout, texts)}
     parts = reward.by_name(rollout, texts)
     for name, scores in parts.items():
         expect_finite(scores, texts.prompts(rollout), f"the reward's part {name}")
-    return {"score": reward.total(parts), **parts}
+    return {"score": reward.total(parts), **reward.shown(parts)}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from rlhf.batch import Rollout, SequenceBatch
-from rlhf.models.scalar import score_at_last
+from rlhf.models.readouts import LastToken, Readout
 from rlhf.rewards.functions import ScoreFunction, as_scores, call_function
 from rlhf.rewards.texts import Decoder, decoded
 
@@ -46,26 +46,31 @@ class Reward(Protocol):
 
 @dataclass(kw_only=True, slots=True)
 class ModelReward:
-    """The score that a reward model reads at the last real token (numerics D21)."""
+    """The score of a reward model, as it was trained: at the last real token (numerics D21), or a sum."""
 
     model: Callable[[Tensor, Tensor], Tensor]
     """(tokens, attention_mask) → (B, P+T) values."""
     micro_rows: int
     """Rows of one forward on this rank."""
+    readout: Readout = field(default_factory=LastToken)
+    """From values to a score."""
 
     @torch.no_grad()
     def __call__(self, rollout: Rollout, texts: Texts) -> Tensor:
         """(B,) float32."""
-        return self._scores(rollout.tokens, rollout.attention_mask)
+        response = torch.cat([torch.zeros_like(rollout.prompt_mask), rollout.mask], dim=1)
+        return self._scores(rollout.tokens, rollout.attention_mask, response)
 
     @torch.no_grad()
     def sequences(self, batch: SequenceBatch, decoder: Decoder, columns: Columns | None = None) -> Tensor:
         """(B,) float32."""
-        return self._scores(batch.tokens, batch.attention_mask)
+        return self._scores(batch.tokens, batch.attention_mask, batch.mask)
 
-    def _scores(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
-        parts = zip(tokens.split(self.micro_rows), attention_mask.split(self.micro_rows), strict=True)
-        return torch.cat([score_at_last(self.model(part, mask), mask) for part, mask in parts])
+    def _scores(self, tokens: Tensor, attention_mask: Tensor, response: Tensor) -> Tensor:
+        parts = zip(
+            *(rows.split(self.micro_rows) for rows in (tokens, attention_mask, response)), strict=True
+        )
+        return torch.cat([self.readout(self.model(part, mask), mask, said) for part, mask, said in parts])
 
 
 @dataclass(kw_only=True, slots=True)

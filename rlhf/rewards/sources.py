@@ -62,8 +62,43 @@ class RewardMixture(RewardSource):
 
 
 @dataclass(kw_only=True, slots=True)
+class RewardEnsemble(RewardSource):
+    """Several reward models of the same thing: their mean, less a multiple of their standard deviation."""
+
+    paths: list[str] = field(default_factory=list)
+    """Run folders, Hugging Face folders or names, at least two; logged as reward/member_1, …"""
+    std_coef: float = 0.0
+    """What their standard deviation is multiplied by before it is taken off; 0 is the mean."""
+
+    def __post_init__(self) -> None:
+        """Refuse an ensemble of one, and a coefficient that rewards disagreement."""
+        _expect_several(self, self.paths)
+        if not 0 <= self.std_coef < math.inf:
+            raise ValueError(f"RewardEnsemble.std_coef must not be negative or infinite, got {self.std_coef}")
+
+
+@dataclass(kw_only=True, slots=True)
+class LowestOfEnsemble(RewardSource):
+    """Several reward models of the same thing: the lowest of their scores."""
+
+    paths: list[str] = field(default_factory=list)
+    """Run folders, Hugging Face folders or names, at least two; logged as reward/member_1, …"""
+
+    def __post_init__(self) -> None:
+        """Refuse an ensemble of one."""
+        _expect_several(self, self.paths)
+
+
+@dataclass(kw_only=True, slots=True)
 class NoReward(RewardSource):
     """Nothing is scored."""
+
+
+def _expect_several(source: RewardSource, paths: list[str]) -> None:
+    if len(paths) < 2 or len(set(paths)) < len(paths):
+        raise ValueError(
+            f"{type(source).__name__}.paths must name at least two different models, got {list(paths)}"
+        )
 
 
 def _expect_part(name: str, part: RewardSource, weight: float) -> None:

@@ -17,7 +17,6 @@ from rlhf.data.encoding import Encoded
 from rlhf.data.loaded import LabelledSet, PreferenceSet
 from rlhf.distributed.collectives import all_sum
 from rlhf.trainers.micro_batches import Cut
-from rlhf.trainers.reward_model import pair_lengths, stack
 
 Policy = Callable[..., Any]
 """An actor, or an engine around one."""
@@ -221,3 +220,20 @@ def response_logprobs(policy: Policy, texts: SequenceBatch) -> Tensor:
     """(b, l) float32 log π of each token of the responses, 0 elsewhere; column 0 has nothing before it."""
     wanted = texts.mask[:, 1:]  # the head sees no prompt
     return pad(policy(texts.tokens, texts.attention_mask, 1, wanted=wanted).logprobs, (1, 0))
+
+
+def pair_lengths(pairs: PreferenceBatch, *, packed: bool) -> Tensor:
+    """(B,) tokens that each pair takes: of both sides, the shorter one padded unless rows are packed."""
+    chosen, rejected = pairs.chosen.lengths, pairs.rejected.lengths
+    return chosen + rejected if packed else 2 * torch.maximum(chosen, rejected)
+
+
+def stack(first: SequenceBatch, second: SequenceBatch) -> SequenceBatch:
+    """The rows of both, right-padded to a common width."""
+    width = max(first.tokens.shape[1], second.tokens.shape[1])
+
+    def join(name: str) -> Tensor:
+        parts = [getattr(batch, name) for batch in (first, second)]
+        return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+
+    return SequenceBatch(tokens=join("tokens"), attention_mask=join("attention_mask"), mask=join("mask"))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -26,7 +27,9 @@ from rlhf import config
 from rlhf.cli.application import Command, Place
 from rlhf.cli.composition import choices, compose, keys
 from rlhf.cli.main import COMMANDS
+from rlhf.config.training import NormaliseConfig
 from rlhf.distributed import runtime
+from rlhf.trainers.normalisation import Normalisation
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -206,6 +209,7 @@ FIXED = {
     ("rollout/decode_loop.py", 0.8): "when copying live rows pays; no token depends on it",
     ("ops/preference_losses.py", 1e-6): "log(1 - p) is finite where float32 cannot tell p from 1",
     ("ops/value_losses.py", 0.5): "the half of a squared error",
+    ("ops/ranking_losses.py", 0.5): "a label of 1/2 is a tie",
     ("ops/masking.py", 1e-8): "keeps whitening finite where every value is the same",
     ("ops/masking.py", 1e-13): "a variance that is rounding error is 0",
     (
@@ -366,3 +370,17 @@ def test_no_tolerance_accepts_a_wrong_sign() -> None:
         if not value < 0.5
     ]
     assert loose == []
+
+
+def test_normalising_without_statistics_is_refused() -> None:
+    """OpenRLHF#693, #224: mean 0 and deviation 1 read from a configuration that was never measured."""
+    with pytest.raises(
+        ValueError, match=r"normalise.data.path must name reference demonstrations for normal"
+    ):
+        NormaliseConfig(unit_std=True)
+    with pytest.raises(ValueError, match="no row is left"):
+        Normalisation.of(torch.zeros(3, dtype=torch.float64), unit_std=False)
+    equal = torch.tensor([6.0, 12.0, 3.0], dtype=torch.float64)  # three scores of 2
+    with pytest.raises(ValueError, match=r"reference demonstrations with different scores, all 3 have 2"):
+        Normalisation.of(equal, unit_std=True)
+    assert Normalisation.of(equal, unit_std=False).mean == 2.0

@@ -75,6 +75,27 @@ LABELS = [
 ]
 PTX = [*TEXTS, "pretraining.batch_size=4", "algorithm.ptx_coef=0.5"]
 ADAPTIVE = ["algorithm/kl=in_reward_adaptive"]
+NORMALISED = ["normalise.data.path=rows.jsonl", "normalise.data.overlong=drop"]
+REFERENCE = {"limit": 5, "max_length": 5, "prompt_field": "other", "response_field": "rejected"}
+
+
+def judged(part: str) -> dict[str, Any]:
+    """What says how responses compare: of pairs, rankings, labelled responses and labelled contexts."""
+    ranked = [f"{part}.responses_field=many", f"{part}.ranks_field=order"]
+    labelled = [f"{part}.chosen_field=none", f"{part}.label_field=good"]
+    single = [*labelled, f"{part}.prompt_field=same"]
+    context = [*labelled, f"{part}.response_field=none", f"{part}.label_texts=[a,b]"]
+    return {
+        "probability_field": "sure",
+        "ties": ([f"{part}.probability_field=sure"], "drop"),
+        "responses_field": (ranked[1:], "many"),
+        "ranks_field": (ranked, "turned"),
+        "response_field": (single, "other"),
+        "label_field": (single, "bad"),
+        "label_texts": (context, "[b,a]"),
+    }
+
+
 OTHER: dict[str, dict[str, Any]] = {
     "sft": {
         **STEPS,
@@ -106,8 +127,14 @@ OTHER: dict[str, dict[str, Any]] = {
         **within("test_data", {"chosen_field": "other", "rejected_field": "other", "margin_field": "gap"}),
         "test_data.overlong": (["test_data.max_length=7"], "truncate"),
         "test_data.path": "null",
+        **{f"{part}.{name}": value for part in ("data", "test_data") for name, value in judged(part).items()},
         "model.path": "other",
         "loss.center": 0.5,
+        "loss.tie_probability": (["loss=davidson"], 0.8),
+        "normalise.data.path": "rows.jsonl",
+        "normalise.unit_std": (NORMALISED, True),
+        **{f"normalise.data.{name}": (NORMALISED, value) for name, value in REFERENCE.items()},
+        "normalise.data.overlong": ([*NORMALISED, "normalise.data.max_length=5"], "truncate"),
         "batch_size": 6,
         "epochs": 2,
     },
@@ -229,6 +256,7 @@ ELSEWHERE = {
     "cadence.checkpoint_every": "tests/trainers/test_loop.py",
     "cadence.keep_checkpoints": "tests/trainers/test_loop.py",
     "data.path": "a run cannot start without it",
+    "normalise.data.targets": "the score is read at the last token, whichever are trained",
     "prompts.path": "a run cannot start without it",
     "pretraining.data.path": "ptx_coef and it need each other",
     "prompts.overlong": "refuse is the other value: tests/data/test_fitting.py",
@@ -256,6 +284,7 @@ def test_no_field_is_left_out(command: str) -> None:
     choices = {
         "rl": [["reward=function", f"algorithm={name}"] for name in options("algorithm")],
         "preference": [[f"loss={name}"] for name in options("loss", compose("preference"))],
+        "reward": [[f"loss={name}"] for name in options("loss", compose("reward"))],
         "distill": [
             *([f"mixture={name}"] for name in options("mixture")),
             *([f"divergence={name}"] for name in options("divergence")),
@@ -315,6 +344,11 @@ def rows() -> list[dict[str, Any]]:
             "gap": float(row),
             "good": row % 2 == 0,
             "bad": row % 3 == 0,
+            "same": "a",
+            "sure": 0.5 + row % 2 / 4,
+            "many": [text, texts[-1 - row], "a h"],
+            "order": [1, 2, 2],
+            "turned": [2, 1, 2],
         }
         for row, text in enumerate(texts)
     ]

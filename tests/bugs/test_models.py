@@ -1,5 +1,6 @@
 """Bugs of wrappers, loaders and samplers that other frameworks shipped."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,13 +16,20 @@ from transformers import (
 )
 
 from rlhf.batch import PromptBatch
+from rlhf.distributed.engine_config import Plain
 from rlhf.models.actor import Actor
 from rlhf.models.heads import LogprobHead
 from rlhf.models.loading import load_actor, load_scalar_model
+from rlhf.models.readouts import LastToken
+from rlhf.models.saving import save_model
 from rlhf.models.scalar import ScalarModel, score_at_last
-from rlhf.models.sources import ModelSource, TinyGPT2, TinyLlama
+from rlhf.models.sources import ModelSource, Pretrained, TinyGPT2, TinyLlama
 from rlhf.rollout.decoding import Greedy, Sampling
 from rlhf.rollout.sampler import Sampler
+from rlhf.trainers.micro_batches import Cut
+from rlhf.trainers.normalisation import Normalisation, score_sums
+from rlhf.trainers.optimizers import AdamW
+from tests.trainers import toy
 
 KINDS = ["gpt2", "llama"]
 TOKENS = torch.tensor([[3, 4, 5, 6, 7, 8], [8, 3, 9, 10, 4, 5], [9, 9, 3, 4, 10, 6]])
@@ -367,3 +375,46 @@ def test_fused_logprobs_match_the_plain_op_in_every_layout(kind: str, packed: bo
         torch.testing.assert_close(found.logprobs[place, at], expected, rtol=0, atol=1e-12)
         entropies = -(logs.exp() * logs).sum(-1)
         torch.testing.assert_close(found.entropies[place, at], entropies, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("unit_std", [False, True])
+@pytest.mark.parametrize("source", ["GPT2", "LLAMA"])
+def test_reward_statistics_survive_save_and_load(tmp_path: Path, source: str, unit_std: bool) -> None:
+    """OpenRLHF#1343: constants in buffers, which a new transformers left uninitialised.
+
+    Ours are weights: through transformers alone, our loader, a second saving and an engine's checkpoint the
+    demonstrations keep the mean 0 (and deviation 1), and every score is gain·(raw − mean).
+    """
+    rows = toy.supervised_set(12)
+    engine = Plain().train(toy.scalar("reward", getattr(toy, source)), AdamW()(torch.nn.Linear(1, 1)), "r")
+    raw = scores_of(engine.module, rows)
+    sums = score_sums(engine, rows, LastToken(), Cut(rows=5), toy.place())
+    found = Normalisation.of(sums, unit_std=unit_std)
+    expected = (raw - raw.mean()) / (raw.std(correction=0) if unit_std else 1.0)
+    assert found.count == 12
+    save_model(engine.module, found.applied(engine.state()), toy.tokenizer(), tmp_path / "first")
+    ours = load_scalar_model(
+        Pretrained(path=str(tmp_path / "first")),
+        toy.tokenizer(),
+        generator=torch.Generator(),
+        fresh_head=False,
+    )
+    save_model(ours, ours.state_dict(), toy.tokenizer(), tmp_path / "second")
+    trained = Plain().train(ours, AdamW()(ours), "critic")
+    trained.save(tmp_path / "checkpoint")
+    ours.head.shift.fill_(99.0)
+    trained.load(tmp_path / "checkpoint")
+    theirs = [
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / name) for name in ("first", "second")
+    ]
+    for model in theirs:
+        logits = torch.cat([model(torch.tensor([row.tokens])).logits[:, 0] for row in rows.encoded]).detach()
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+        assert logits.double().mean().abs() < 1e-6
+    torch.testing.assert_close(scores_of(ours, rows), expected, rtol=1e-5, atol=1e-5)
+
+
+def scores_of(model: Any, rows: Any) -> torch.Tensor:
+    """Each text alone, after its last token."""
+    alone = [torch.tensor([row.tokens]) for row in rows.encoded]
+    return torch.cat([model(text, torch.ones_like(text).bool())[:, -1] for text in alone]).detach()

@@ -26,6 +26,8 @@ from rlhf.algorithms.kl import ExactKLInLoss
 from rlhf.algorithms.mixtures import Constant
 from rlhf.algorithms.preference_losses import DPO, ORPO, Unlikelihood
 from rlhf.batch import (
+    ComparisonBatch,
+    Comparisons,
     Experience,
     LabelledBatch,
     PreferenceBatch,
@@ -55,7 +57,7 @@ def toy() -> ModuleType:
 def masks_of(batch: Any) -> list[Tensor]:
     """Bool tensors that say which slots of a batch are real; where two have one shape the first rules."""
     inner = getattr(batch, "rollout", batch)
-    names = ("attention_mask", "mask", "prompt_mask")
+    names = ("attention_mask", "mask", "prompt_mask", "compared")
     return [getattr(inner, name) for name in names if hasattr(inner, name)]
 
 
@@ -165,7 +167,7 @@ def build(toy: ModuleType, stage: str) -> tuple[Any, list[Any]]:
     if stage == "supervised":
         trainer = toy.supervised(test=toy.supervised_set(5, "held out"))
     elif stage == "reward_model":
-        trainer = toy.reward_model(test=toy.preference_set(5, "held out"))
+        trainer = toy.reward_model(train=toy.ranking_set(), test=toy.ranking_set(5, "held out"))
     elif stage == "kto":
         trainer = toy.kto(test=toy.labelled_set(5, "held out"), sft_coef=0.1)
     elif stage == "distillation":
@@ -212,7 +214,7 @@ def build(toy: ModuleType, stage: str) -> tuple[Any, list[Any]]:
 REACHED = {
     **dict.fromkeys((*PREFERENCES, "kto"), tensors(SequenceBatch)),
     "supervised": tensors(SequenceBatch),
-    "reward_model": tensors(SequenceBatch),
+    "reward_model": tensors(ComparisonBatch) | tensors(Comparisons),
     "distillation": tensors(PromptBatch) | tensors(Rollout),
     "ppo": tensors(PromptBatch) | tensors(Rollout) | tensors(Experience) | tensors(Measured),
     "ppo without exact KL": tensors(PromptBatch) | tensors(Rollout) | tensors(Experience),
@@ -229,8 +231,9 @@ def test_every_batch_type_is_poisoned_somewhere() -> None:
         for _, kind in inspect.getmembers(rlhf.batch, inspect.isclass)
         if issubclass(kind, Rows) and kind is not Rows
     }
+    judged = {"ComparisonBatch", "Comparisons"}
     outer = {"PreferenceBatch", "LabelledBatch", "Prefixes"}
-    assert kinds == {"SequenceBatch", "PromptBatch", "Rollout", "Experience"} | outer
+    assert kinds == {"SequenceBatch", "PromptBatch", "Rollout", "Experience"} | judged | outer
     assert {name.split(".")[0] for names in REACHED.values() for name in names} | outer == (
         kinds | {"Measured"}
     )

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from rlhf.algorithms.aggregation import TokenMean
-from rlhf.batch import Experience, PreferenceBatch, Rollout, SequenceBatch
+from rlhf.algorithms.preferences import RewardLoss
+from rlhf.batch import ComparisonBatch, Experience, Rollout, SequenceBatch
 from rlhf.data.encoding import Encoded
 from rlhf.data.order import batch_indices
 from rlhf.distributed import deepspeed_engine
@@ -275,14 +276,17 @@ class _Changed:
     def sizes(self, index: Tensor) -> list[int]:
         return self.rows.sizes(index)
 
-    def batch(self, index: Tensor) -> SequenceBatch | PreferenceBatch:
+    def batch(self, index: Tensor) -> SequenceBatch | ComparisonBatch:
         batch = self.rows.batch(index)
         if self.change not in ("padding", "left"):
             return batch
         place = _wider if self.change == "padding" else _left
         if isinstance(batch, SequenceBatch):
             return place(batch)
-        return replace(batch, chosen=place(batch.chosen), rejected=place(batch.rejected))
+        names = ("tokens", "attention_mask", "mask")
+        changed = place(SequenceBatch(**{name: getattr(batch, name).flatten(0, 1) for name in names}))
+        texts = {name: getattr(changed, name).view(*batch.tokens.shape[:2], -1) for name in names}
+        return replace(batch, **texts)
 
 
 def _wider(batch: SequenceBatch) -> SequenceBatch:
@@ -334,9 +338,9 @@ def _make_wrong(trainer: Any, fault: str) -> None:
     """Put the mean of means in the place of the weights; the other faults are in `_patched`."""
     if fault not in ("micro", "rank"):
         return
-    if hasattr(trainer, "pair_loss"):
+    if isinstance(trainer, reward_model.RewardModelTrainer):
         assert fault == "micro"  # every rank has as many pairs
-        trainer.pair_loss = _mean_of_pairs(trainer.pair_loss, -(-ROWS // world_size() // trainer.cut.rows))
+        trainer.loss = _MeanOfPairs(trainer.loss, -(-ROWS // world_size() // trainer.cut.rows))
     elif hasattr(trainer, "algorithm"):
         _make_update_wrong(trainer, fault)
     else:
@@ -345,13 +349,14 @@ def _make_wrong(trainer: Any, fault: str) -> None:
         mock.patch.object(supervised, "TokenMean", return_value=mean_of_means).start()
 
 
-def _mean_of_pairs(pair_loss: Callable[..., Tensor], pieces: int) -> Callable[..., Tensor]:
+class _MeanOfPairs:
     """A mean of so many means: each pair's share, times the number of pairs that the trainer divides by."""
 
-    def wrong(chosen: Tensor, *others: Tensor) -> Tensor:
-        return pair_loss(chosen, *others) * ROWS / (len(chosen) * pieces * world_size())
+    def __init__(self, loss: RewardLoss, pieces: int) -> None:
+        self.loss, self.pieces, self.ties = loss, pieces, loss.ties
 
-    return wrong
+    def prompts(self, scores: Tensor, compared: Any) -> Tensor:
+        return self.loss.prompts(scores, compared) * ROWS / (len(scores) * self.pieces * world_size())
 
 
 def _make_update_wrong(trainer: Any, fault: str) -> None:

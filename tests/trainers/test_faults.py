@@ -184,17 +184,17 @@ def test_a_bad_weight_of_a_supervised_or_reward_model_is_named(toy: ModuleType, 
         trainer.step()
     trainer = toy.reward_model()
     poison_weight(trainer.engine.module, bad)
-    with pytest.raises(FloatingPointError, match=r"^step 1: the chosen score of pair \d+ is (nan|-?inf)$"):
+    with pytest.raises(
+        FloatingPointError, match=r"^step 1: the score of response 0 of prompt \d+ is (nan|-?inf)$"
+    ):
         trainer.step()
 
 
 def test_a_bad_loss_that_hangs_on_no_parameter_is_never_passed_over(toy: ModuleType) -> None:
     trainer = skipping(toy.reward_model())
     scores = trainer._scores
-    trainer._scores = lambda *both: tuple(
-        torch.where(side < math.inf, math.nan, side) for side in scores(*both)
-    )
-    with pytest.raises(FloatingPointError, match=r"step 1: the chosen .* is nan, and the gradient is finite"):
+    trainer._scores = lambda part: torch.where(scores(part) < math.inf, math.nan, scores(part))
+    with pytest.raises(FloatingPointError, match=r"step 1: the score .* is nan, and the gradient is finite"):
         trainer.step()
 
 
@@ -202,12 +202,11 @@ def test_an_infinite_score_is_named_rather_than_its_loss(toy: ModuleType) -> Non
     trainer = toy.reward_model()
     scores = trainer._scores
 
-    def broken(chosen: Any, rejected: Any) -> tuple[Tensor, Tensor]:
-        better, worse = scores(chosen, rejected)
-        return better + math.inf, worse
+    def broken(part: Any) -> Tensor:
+        return scores(part) + torch.tensor([0.0, math.inf])
 
     trainer._scores = broken
-    with pytest.raises(FloatingPointError, match=r"^step 1: the chosen score of pair \d+ is inf$"):
+    with pytest.raises(FloatingPointError, match=r"^step 1: the score of response 1 of prompt \d+ is inf$"):
         trainer.step()
 
 

@@ -38,7 +38,7 @@ TIMINGS = ("time/", "throughput/", "memory/")
 def build(toy: ModuleType, stage: str, engine: str) -> Any:
     """A run over data whose epochs end inside a step, with rows held out."""
     if stage != "ppo":
-        names = {"supervised": "supervised_set", "kto": "labelled_set"}
+        names = {"supervised": "supervised_set", "kto": "labelled_set", "reward_model": "ranking_set"}
         rows = getattr(toy, names.get(stage, "preference_set"))
         return getattr(toy, stage)(
             engine=ENGINES[engine], batch_size=10, test=rows(6, "held out"), total=STEPS, lr=3e-3

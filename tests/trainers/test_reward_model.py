@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rlhf.algorithms.preferences import Davidson
 from rlhf.distributed.engine_config import Plain
+from rlhf.models.readouts import TokenSum
 
 
 def own_scores(model: Any, rows: Any) -> Tensor:
@@ -130,3 +132,80 @@ def test_headline_shows_accuracy(toy: ModuleType) -> None:
     shown = trainer.headline({"loss": 0.5, "reward/accuracy": 0.75, "eval/reward/accuracy": 0.625})
     assert shown == "loss 0.500, accuracy 0.75, held-out accuracy 0.625"
     assert trainer.headline({"loss": 0.5, "reward/accuracy": 0.75}) == "loss 0.500, accuracy 0.75"
+
+
+# Rankings
+
+
+def by_hand(trainer: Any, rows: Any) -> Tensor:
+    """Numerics D23, each text alone, each comparison by itself."""
+    losses = []
+    for texts, judgements in zip(rows.texts, rows.judgements, strict=True):
+        scores = own_scores(trainer.engine.module, texts)
+        pairs = [(one.label, scores[one.first] - scores[one.second] - one.margin) for one in judgements]
+        terms = [mu * F.softplus(-gap) + (1 - mu) * F.softplus(gap) for mu, gap in pairs]
+        losses.append(torch.stack(terms).mean())
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_ranking_is_the_loss_of_its_pairs_with_one_forward_a_response(
+    toy: ModuleType, packed: bool
+) -> None:
+    """Numerics E9: loss and gradient of the explicit loop; texts read by the backbone = responses."""
+    rows = toy.ranking_set(6)
+    trainer = toy.reward_model(
+        train=rows, batch_size=6, micro_batch_size=3, engine=Plain(clip=None), packed=packed
+    )
+    expected = by_hand(toy.reward_model(train=rows), rows)
+    seen: list[int] = []
+    forward = trainer.engine.module.forward
+    trainer.engine.module.forward = lambda tokens, mask: (seen.append(len(tokens)), forward(tokens, mask))[1]
+    twin = toy.reward_model(train=rows, engine=Plain(clip=None))
+    by_hand(twin, rows).backward()
+    norm = torch.cat([p.grad.flatten() for p in twin.engine.module.parameters() if p.grad is not None]).norm()
+    metrics = trainer.step()
+    assert mean(metrics, "loss") == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert mean(metrics, "reward/grad_norm") == pytest.approx(float(norm), rel=1e-5)
+    assert sum(seen) == sum(map(len, rows.texts)) == 17
+
+
+def test_measurements_are_means_over_prompts_of_decided_comparisons(toy: ModuleType) -> None:
+    rows = toy.ranking_set(4)
+    trainer = toy.reward_model(train=rows, test=rows, loss=Davidson(tie_probability=0.4))
+    trainer.engine.module.head.weight.data.zero_()
+    metrics = trainer.evaluate()
+    assert metrics.pairs["eval/reward/accuracy"] == (0.0, 4)
+    assert metrics.pairs["eval/reward/tied"] == (4.0, 4)
+    assert mean(metrics, "eval/reward/ties_judged") == pytest.approx(
+        1 / 3 / 4
+    )  # one of three, of four prompts
+    assert mean(metrics, "eval/reward/ties_expected") == pytest.approx(0.4, abs=0.01)  # but for a margin of ½
+
+
+def test_ties_alone_are_neither_right_nor_wrong(toy: ModuleType) -> None:
+    rows = toy.ranking_set(4)
+    for judgements in rows.judgements:
+        for one in judgements:
+            one.label = 0.5
+    metrics = toy.reward_model(train=rows).step()
+    assert metrics.pairs["reward/accuracy"] == (0.0, 0)
+    assert toy.reward_model().headline({"loss": 0.5}) == "loss 0.500"
+
+
+# The sum over tokens
+
+
+def test_a_sum_over_tokens_is_of_the_response_alone(toy: ModuleType) -> None:
+    rows = toy.preference_set(4)
+    trainer = toy.reward_model(train=rows, readout=TokenSum(), batch_size=4)
+    model, sums = trainer.engine.module, []
+    for side in (rows.chosen, rows.rejected):
+        values = [
+            model.model.base_model(torch.tensor([text.tokens])).last_hidden_state[0] @ model.head.weight[0]
+            for text in side
+        ]
+        sums.append([v[torch.tensor(text.targets)].sum() for v, text in zip(values, side, strict=True)])
+    better, worse = (torch.stack(side) for side in sums)
+    expected = F.softplus(worse - better).mean()
+    assert mean(trainer.step(), "loss") == pytest.approx(float(expected.detach()), rel=1e-5)

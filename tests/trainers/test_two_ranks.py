@@ -35,8 +35,8 @@ def build(toy: ModuleType, stage: str, engine: EngineConfig) -> Any:
         held_out = toy.supervised_set(7, "held out")
         return toy.supervised(engine=engine, batch_size=12, micro_batch_size=4, test=held_out, lr=LR)
     if stage == "reward_model":
-        held_out = toy.preference_set(7, "held out")
-        return toy.reward_model(engine=engine, batch_size=12, micro_batch_size=4, test=held_out, lr=LR)
+        sets = {"train": toy.ranking_set(12), "test": toy.ranking_set(7, "held out")}
+        return toy.reward_model(engine=engine, batch_size=12, micro_batch_size=4, **sets, lr=LR)
     if stage in ("preference", "kto"):
         held_out = (toy.preference_set if stage == "preference" else toy.labelled_set)(7, "held out")
         trainer = getattr(toy, stage)(

@@ -20,18 +20,20 @@ from rlhf.algorithms.divergences import Divergence, ForwardKL
 from rlhf.algorithms.mixtures import Mixture
 from rlhf.algorithms.policy_gradient import PolicyGradient
 from rlhf.algorithms.preference_losses import DPO, KTO, PairedLoss, PreferenceLoss
-from rlhf.algorithms.preferences import BradleyTerry
+from rlhf.algorithms.preferences import BradleyTerry, RewardLoss
 from rlhf.batch import Rollout
+from rlhf.data.comparison_rows import Judgement
 from rlhf.data.encoding import Encoded
 from rlhf.data.feedback import mismatched
 from rlhf.data.fitting import Report
-from rlhf.data.loaded import LabelledSet, PreferenceSet, PromptSet, SupervisedSet
+from rlhf.data.loaded import ComparisonSet, LabelledSet, PreferenceSet, PromptSet, SupervisedSet
 from rlhf.distributed import collectives, runtime
 from rlhf.distributed.averaging import WeightAverage
 from rlhf.distributed.engine_config import EngineConfig, Plain
 from rlhf.distributed.gathering import is_sharded, refresh
 from rlhf.models.actor import Actor
 from rlhf.models.loading import load_actor, load_scalar_model
+from rlhf.models.readouts import LastToken, Readout
 from rlhf.models.scalar import ScalarModel
 from rlhf.models.sources import ModelSource, TinyGPT2, TinyLlama
 from rlhf.rewards.reward import FunctionReward, Reward
@@ -145,6 +147,26 @@ def preference_set(rows: int = 12, name: str = "pairs") -> PreferenceSet:
     )
 
 
+def compared(rows: PreferenceSet | ComparisonSet) -> ComparisonSet:
+    return rows.compared() if isinstance(rows, PreferenceSet) else rows
+
+
+def ranking_set(rows: int = 6, name: str = "rankings") -> ComparisonSet:
+    """Two to four responses to a prompt, ties and gaps among their comparisons."""
+    generator, found = numbers(name), []
+    judged = [
+        [Judgement(first=0, second=1), Judgement(first=0, second=2), Judgement(first=1, second=2, label=0.5)],
+        [Judgement(first=1, second=0, margin=0.5)],
+        [Judgement(first=i, second=j) for i in range(4) for j in range(i + 1, 4)],
+        [Judgement(first=0, second=1, label=0.7), Judgement(first=2, second=1)],
+    ]
+    judgements = [judged[row % 4] for row in range(rows)]
+    for row, one in enumerate(judgements):
+        count = 1 + max(max(pair.first, pair.second) for pair in one)
+        found.append([demonstration(generator, 2, 1 + (row * 3 + k * 5) % 6) for k in range(count)])
+    return ComparisonSet(texts=found, judgements=judgements, pad_id=PAD, report=Report(source=name))
+
+
 def labelled_set(rows: int = 12, name: str = "labels") -> LabelledSet:
     generator = numbers(name)
     texts = [demonstration(generator, 1 + row % 3, 1 + 5 * row % 7) for row in range(rows)]
@@ -223,8 +245,10 @@ def reward_model(
     *,
     engine: EngineConfig | None = None,
     source: ModelSource = LLAMA,
-    train: PreferenceSet | None = None,
-    test: PreferenceSet | None = None,
+    train: PreferenceSet | ComparisonSet | None = None,
+    test: PreferenceSet | ComparisonSet | None = None,
+    loss: RewardLoss | None = None,
+    readout: Readout | None = None,
     batch_size: int = 4,
     micro_batch_size: int = 2,
     micro_batch_tokens: int | None = None,
@@ -237,9 +261,10 @@ def reward_model(
     wrapped = (engine or Plain()).train(module, AdamW(lr=lr)(module), "reward")
     return RewardModelTrainer(
         engine=wrapped,
-        train=train or preference_set(),
-        test=test,
-        pair_loss=BradleyTerry(),
+        train=compared(train or preference_set()),
+        test=None if test is None else compared(test),
+        loss=loss or BradleyTerry(),
+        readout=readout or LastToken(),
         schedule=Linear(),
         batch_size=batch_size,
         micro_batch_size=micro_batch_size,
