@@ -12,7 +12,7 @@ from rlhf.batch import LabelledBatch, PreferenceBatch, PromptBatch, SequenceBatc
 from rlhf.data.collation import pad_preferences, pad_prompts, pad_sequences
 from rlhf.data.encoding import Encoded
 from rlhf.data.fitting import Report
-from rlhf.data.rows import Prompt, SupervisedRow
+from rlhf.data.rows import PreferenceRow, Prompt, SupervisedRow
 
 
 @dataclass(kw_only=True, slots=True)
@@ -55,6 +55,8 @@ class PreferenceSet:
     margins: list[float]
     pad_id: int
     report: Report
+    rows: list[PreferenceRow] = field(default_factory=list)
+    """The rows as they were read, for what scores them and tells categories apart."""
 
     def __len__(self) -> int:
         return len(self.chosen)
