@@ -70,7 +70,13 @@ def calibration(differences: Tensor, bootstrap: Bootstrap) -> Calibration:
 
 def bin_index(confidences: Tensor) -> Tensor:
     """(N,) int64 bin of each confidence in [½, 1]; an edge belongs to the bin below it, ½ to the first."""
-    return (((confidences - 0.5) * (2 * BINS)).ceil().long() - 1).clamp(0, BINS - 1)
+    edges = torch.tensor([_edge(number) for number in range(1, BINS)], dtype=torch.float64)
+    return torch.bucketize(confidences.double(), edges)
+
+
+def _edge(number: int) -> float:
+    """Where so many bins end."""
+    return 0.5 + number / (2 * BINS)
 
 
 def _ece(right: Tensor, confidences: Tensor, member: Tensor) -> Tensor:
@@ -91,8 +97,8 @@ def _expected(confidences: Tensor, member: Tensor, bootstrap: Bootstrap) -> floa
 def _bin(number: int, count: Tensor, claimed: Tensor, found: Tensor) -> Bin:
     pairs = int(count)
     return Bin(
-        low=0.5 + number / (2 * BINS),
-        high=0.5 + (number + 1) / (2 * BINS),
+        low=_edge(number),
+        high=_edge(number + 1),
         pairs=pairs,
         confidence=float(claimed) / pairs if pairs else None,
         accuracy=float(found) / pairs if pairs else None,

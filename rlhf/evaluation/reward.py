@@ -73,16 +73,18 @@ def scores_of(
     Raises:
         NotFinite: a score is NaN or infinite; names the text's prompt.
     """
-    found: list[float] = []
-    for part in index.split(rows):
+    found = torch.zeros(len(index), dtype=torch.float64)
+    order = torch.tensor(texts.sizes(index)).argsort(stable=True)  # texts of a forward are of similar length
+    for places in order.split(rows):
+        part = index[places]
         batch = texts.batch(part).to(device)
         scores = reward.sequences(batch, decoder, texts.columns(part))
         if not scores.isfinite().all():
             prompts = decoded(batch.tokens, batch.attention_mask & ~batch.mask, decoder)
             expect_finite(scores, prompts, name)
-        found.extend(scores.tolist())
+        found[places] = scores.cpu().double()
         progress(len(part))
-    return found
+    return found.tolist()
 
 
 def pair_report(

@@ -57,7 +57,7 @@ def reliability(axis: Any, found: Calibration) -> None:
     axis.set_xlabel("confidence σ(|Δr|)")
     axis.set_ylabel("accuracy")
     axis.set_title(f"calibration: ECE {found.ece:.3f}", fontsize=10)
-    axis.legend(fontsize=8, loc="center left")
+    axis.legend(fontsize=8, loc="upper left")
 
 
 def by_length(axis: Any, found: LengthProbe) -> None:
