@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,6 +144,7 @@ def _command(name: str, folder: Path, *arguments: str) -> None:
     Raises:
         RuntimeError: it failed; with its last line.
     """
+    shutil.rmtree(folder, ignore_errors=True)  # what a run that was stopped has left
     said = io.StringIO()
     command = importlib.import_module(f"rlhf.cli.{name}").COMMAND
     words = [f"hydra.run.dir={folder}", f"name={folder.name}", *STEP, *arguments]
