@@ -2,7 +2,7 @@
 
 ``run`` makes the film reviews' data, trains every reward model that is not there yet, and adds its line to
 ``results/reward_scaling.jsonl``; it may be stopped and started again. ``table`` prints the tables and the
-fitted line, and draws ``results/reward_scaling.png``.
+fitted curve, and draws ``results/reward_scaling.png`` and ``results/reward_baselines.png``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from benchmarks.results import FOLDER, kept, provenance
 from benchmarks.reward_scaling.runs import PASSES, all_runs, parameters, sample, train
 from benchmarks.reward_scaling.scorers import HeldOut
-from benchmarks.reward_scaling.table import markdown, picture
+from benchmarks.reward_scaling.table import details, markdown, picture
 from rlhf.data.movie_reviews import find_table, read_reviews, write_files
 from rlhf.evaluation.reward import PairReport
 
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runner.add_argument("--seeds", type=int, default=3)
     runner.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"))
     runner.add_argument("--scratch", type=Path, default=Path("runs/reward_scaling"))
-    commands.add_parser("table", help="Markdown of the lines, and results/reward_scaling.png")
+    commands.add_parser("table", help="Markdown of the lines, and two pictures")
     given = parser.parse_args(arguments)
     if given.command == "run":
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     sys.stdout.write(markdown(found, list(PASSES)))
     picture(found, FOLDER / "reward_scaling.png")
+    details(found, list(PASSES)[-1], FOLDER / "reward_baselines.png")
     return 0
 
 

@@ -1,7 +1,8 @@
-"""The line that accuracy follows: so many points for twice the comparisons, so many for twice the model."""
+"""The curve that accuracy follows: a power law of the share of wrong pairs."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,53 +10,51 @@ import torch
 
 
 @dataclass(kw_only=True, slots=True)
-class Line:
-    """accuracy = level + comparisons·log₂(n/1000) + parameters·log₂(N/10⁶), by ordinary least squares."""
+class PowerLaw:
+    """1 − accuracy = wrong · (n/1000)^−comparisons · (N/10⁶)^−parameters."""
 
-    level: float
-    """At 1,000 comparisons and a million parameters."""
+    wrong: float
+    """Share of wrong pairs at n = 1,000 comparisons and N = a million parameters."""
     comparisons: float
-    """Gained with twice the comparisons."""
+    """Exponent of n."""
     parameters: float
-    """Gained with twice the parameters."""
+    """Exponent of N."""
     errors: tuple[float, float, float]
-    """Standard errors of the three, from the residuals."""
+    """Standard errors of log wrong and of the exponents, from the residuals."""
     residual: float
-    """Standard deviation of the residuals."""
+    """Standard deviation of the residuals of log(1 − accuracy)."""
 
-    def at(self, comparisons: float, parameters: float) -> float:
-        """The line's accuracy."""
-        return self.level + sum(
-            slope * float(torch.tensor(ratio, dtype=torch.float64).log2())
-            for slope, ratio in (
-                (self.comparisons, comparisons / 1000),
-                (self.parameters, parameters / 1e6),
-            )
+    def accuracy(self, comparisons: float, parameters: float) -> float:
+        """The curve's."""
+        return (
+            1
+            - self.wrong * (comparisons / 1000) ** -self.comparisons * (parameters / 1e6) ** -self.parameters
         )
 
 
-def fitted(points: Sequence[tuple[float, float, float]]) -> Line:
-    """Least squares over runs; Stiennon et al. 2020 (section 4.3) state reward models' scaling in this form.
+def fitted(points: Sequence[tuple[float, float, float]]) -> PowerLaw:
+    """Ordinary least squares of log(1 − accuracy) on log n and log N over runs.
+
+    The form is that of Hestness et al. 2017 without a floor: there are too few comparisons here to tell one.
 
     Args:
-        points: (comparisons, parameters, accuracy) of each run, with at least two of both.
+        points: (comparisons, parameters, accuracy < 1) of each run, with at least two of both.
 
     Raises:
-        ValueError: the points do not determine a plane with an error.
+        ValueError: the points do not determine a curve and its error.
     """
-    table = torch.tensor(points, dtype=torch.float64)  # (M, 3)
-    design = torch.stack(
-        [torch.ones(len(table)).double(), (table[:, 0] / 1000).log2(), (table[:, 1] / 1e6).log2()], 1
-    )
+    table = torch.tensor(points, dtype=torch.float64).reshape(-1, 3)
+    n, size, wrong = table[:, 0], table[:, 1], 1 - table[:, 2]
+    design = torch.stack([torch.ones_like(n), -(n / 1000).log(), -(size / 1e6).log()], 1)  # (M, 3)
     if len(table) < 4 or torch.linalg.matrix_rank(design) < 3:
-        raise ValueError(f"{len(table)} runs do not determine a line in comparisons and parameters")
+        raise ValueError(f"{len(table)} runs do not determine a curve in comparisons and parameters")
     inverse = torch.linalg.inv(design.T @ design)
-    solution = inverse @ design.T @ table[:, 2]
-    variance = (table[:, 2] - design @ solution).square().sum() / (len(table) - 3)
-    errors = (variance * inverse.diagonal()).sqrt().tolist()
+    solution = inverse @ design.T @ wrong.log()
+    variance = (wrong.log() - design @ solution).square().sum() / (len(table) - 3)
     level, comparisons, parameters = solution.tolist()
-    return Line(
-        level=level,
+    errors = (variance * inverse.diagonal()).sqrt().tolist()
+    return PowerLaw(
+        wrong=math.exp(level),
         comparisons=comparisons,
         parameters=parameters,
         errors=(errors[0], errors[1], errors[2]),

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import mean_and_error
-from benchmarks.reward_scaling.fit import Line, fitted
+from benchmarks.reward_scaling.fit import PowerLaw, fitted
 
 Lines = Sequence[Mapping[str, Any]]
 FROM_SFT, FROM_NOTHING, WORDS, LEXICON = "quickstart sft", "quickstart scratch", "bag of words", "vader"
 
 
 def markdown(lines: Lines, counts: Sequence[int]) -> str:
-    """Accuracy of every scorer; the gain of the supervised start; calibration and length; the fitted line."""
+    """Accuracy of every scorer, the supervised start's gain, calibration and length, the fitted curve."""
     scorers = list(dict.fromkeys(line["scorer"] for line in sorted(lines, key=_order)))
     head = ["scorer", "parameters", *(f"{count:,}" for count in counts)]
     accuracy = [
@@ -24,8 +24,12 @@ def markdown(lines: Lines, counts: Sequence[int]) -> str:
     gain = ["supervised start's gain, points", "", *(_gain(lines, count) for count in counts)]
     most = counts[-1]
     details = ["accuracy", "log_loss", "ece", "ece_calibrated", "length_correlation"]
-    rows = [[scorer, *(_cell(lines, scorer, most, name) for name in details)] for scorer in scorers]
+    rows = [
+        [scorer, *(_cell(lines, scorer, most, name) for name in details), _interval(lines, scorer, most)]
+        for scorer in scorers
+    ]
     names = ["accuracy", "log-loss, nats", "ECE", "ECE if calibrated", "correlation with length"]
+    names.append("95 % interval of the first seed")
     parts = [
         f"Accuracy on {lines[0]['pairs']} held-out pairs against the number of comparisons, "
         f"{_seeds(lines)} seeds, mean ± standard error:\n\n{_table([head, *accuracy, gain])}",
@@ -35,16 +39,14 @@ def markdown(lines: Lines, counts: Sequence[int]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def said(line: Line) -> str:
-    """The fitted line in words."""
-    level, data, size = (
-        f"{100 * value:.2f} ± {100 * error:.2f}"
-        for value, error in zip((line.level, line.comparisons, line.parameters), line.errors, strict=True)
-    )
+def said(law: PowerLaw) -> str:
+    """The fitted curve in words."""
+    fewer = [1 - 2**-exponent for exponent in (law.comparisons, law.parameters)]
     return (
-        f"Fitted to all runs from a supervised model: {level} % at 1,000 comparisons and a million "
-        f"parameters, {data} points for twice the comparisons, {size} points for twice the parameters; "
-        f"residuals {100 * line.residual:.2f} points."
+        "Fitted to all runs from a supervised model, n comparisons and N parameters: 1 − accuracy = "
+        f"{law.wrong:.3f} · (n/1000)^−{law.comparisons:.3f} · (N/10⁶)^−{law.parameters:.3f}, with "
+        f"standard errors of {law.wrong * law.errors[0]:.3f}, {law.errors[1]:.3f} and {law.errors[2]:.3f}: twice "
+        f"the comparisons make {fewer[0]:.1%} fewer mistakes, twice the parameters {fewer[1]:.1%}."
     )
 
 
@@ -58,18 +60,18 @@ def points(lines: Lines) -> list[tuple[float, float, float]]:
 
 
 def picture(lines: Lines, file: Path) -> None:
-    """Left, accuracy against comparisons for each size with the fitted line; right, the beginnings."""
+    """Left, accuracy against comparisons for each size with the fitted curve; right, the beginnings."""
     from rlhf.evaluation.plots import pyplot, save
 
     figure, (left, right) = pyplot().subplots(1, 2, figsize=(11, 4.2), constrained_layout=True, sharey=True)
-    line, colours = fitted(points(lines)), {}
+    law = fitted(points(lines))
     for scorer in sorted({one["scorer"] for one in lines if one.get("start") == "sft"}, key=_width(lines)):
         size = _of(lines, scorer)[0]["parameters"]
         drawn = _curve(left, lines, scorer, f"{size / 1e6:.2f} M parameters")
-        counts = sorted({one["comparisons"] for one in _of(lines, scorer)})
-        colours[scorer] = drawn
-        left.plot(counts, [line.at(count, size) for count in counts], "--", color=drawn, linewidth=1)
-    left.set_title("from the supervised model; dashed: the fitted line", fontsize=10)
+        most = max(one["comparisons"] for one in _of(lines, scorer))
+        counts = [most * 2 ** (-step / 4) for step in range(17)]
+        left.plot(counts, [law.accuracy(count, size) for count in counts], "--", color=drawn, linewidth=1)
+    left.set_title("from the supervised model; dashed: the fitted curve", fontsize=10)
     _curve(right, lines, FROM_SFT, "reward model from the supervised model")
     _curve(right, lines, FROM_NOTHING, "reward model from random weights")
     _curve(right, lines, WORDS, "bag of words, logistic regression")
@@ -81,10 +83,41 @@ def picture(lines: Lines, file: Path) -> None:
     right.set_title("1.16 M parameters, and baselines", fontsize=10)
     for axis in (left, right):
         axis.set_xscale("log")
+        axis.set_xticks(
+            counts := sorted({one["comparisons"] for one in lines} - {0}), [f"{n:,}" for n in counts]
+        )
+        axis.minorticks_off()
         axis.set_xlabel("comparisons")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     left.set_ylabel("accuracy on held-out pairs")
+    save(figure, file)
+
+
+def details(lines: Lines, count: int, file: Path) -> None:
+    """Left, reliability at ``count`` comparisons; right, accuracy by difference of length; first seeds."""
+    from rlhf.evaluation.plots import pyplot, save
+
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(11, 4.2), constrained_layout=True)
+    left.plot([0.5, 1], [0.5, 1], "--", color="grey", linewidth=1, label="calibrated")
+    for scorer in (FROM_SFT, FROM_NOTHING, WORDS, LEXICON):
+        own = [line for line in _of(lines, scorer) if line["comparisons"] in (count, 0)]
+        if not own:
+            continue
+        filled = [one for one in own[0]["bins"] if one["pairs"]]
+        left.plot(
+            [one["confidence"] for one in filled], [one["accuracy"] for one in filled], "o-", label=scorer
+        )
+        groups = own[0]["by_length"]
+        right.plot([one["accuracy"]["value"] for one in groups], "o-", label=scorer)
+        names = [f"{one['low']:+d} … {one['high']:+d}" for one in groups]
+        right.set_xticks(range(len(groups)), names)
+    left.set_xlabel("confidence σ(|Δr|)")
+    left.set_ylabel("accuracy")
+    right.set_xlabel("chosen longer by, tokens")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
     save(figure, file)
 
 
@@ -110,8 +143,10 @@ def _gain(lines: Lines, count: int) -> str:
         for scorer in (FROM_SFT, FROM_NOTHING)
     ]
     gains = [100 * (sides[0][seed] - sides[1][seed]) for seed in sides[0] if seed in sides[1]]
+    if not gains:
+        return "–"
     mean, error = mean_and_error(gains)
-    return f"{mean:+.1f} ± {error:.1f}"
+    return f"{mean:+.1f}" if len(gains) == 1 else f"{mean:+.1f} ± {error:.1f}"
 
 
 def _cell(lines: Lines, scorer: str, count: int, name: str) -> str:
@@ -120,6 +155,11 @@ def _cell(lines: Lines, scorer: str, count: int, name: str) -> str:
         return "–"
     mean, error = mean_and_error([line[name] for line in own])
     return f"{mean:.3f}" if len(own) == 1 else f"{mean:.3f} ± {error:.3f}"
+
+
+def _interval(lines: Lines, scorer: str, count: int) -> str:
+    own = [line for line in _of(lines, scorer) if line["comparisons"] in (count, 0)]
+    return "{:.3f} – {:.3f}".format(*own[0]["interval"]) if own else "–"
 
 
 def _of(lines: Lines, scorer: str) -> list[Mapping[str, Any]]:
