@@ -42,11 +42,12 @@ def markdown(lines: Lines, counts: Sequence[int]) -> str:
 def said(law: PowerLaw) -> str:
     """The fitted curve in words."""
     fewer = [1 - 2**-exponent for exponent in (law.comparisons, law.parameters)]
+    errors = (law.wrong * law.errors[0], *law.errors[1:])
     return (
         "Fitted to all runs from a supervised model, n comparisons and N parameters: 1 − accuracy = "
-        f"{law.wrong:.3f} · (n/1000)^−{law.comparisons:.3f} · (N/10⁶)^−{law.parameters:.3f}, with "
-        f"standard errors of {law.wrong * law.errors[0]:.3f}, {law.errors[1]:.3f} and {law.errors[2]:.3f}: twice "
-        f"the comparisons make {fewer[0]:.1%} fewer mistakes, twice the parameters {fewer[1]:.1%}."
+        f"{law.wrong:.3f} · (n/1000)^−{law.comparisons:.3f} · (N/10⁶)^−{law.parameters:.3f}, with standard "
+        f"errors of {errors[0]:.3f}, {errors[1]:.3f} and {errors[2]:.3f}: twice the comparisons make "
+        f"{fewer[0]:.1%} fewer mistakes, twice the parameters {fewer[1]:.1%}."
     )
 
 
