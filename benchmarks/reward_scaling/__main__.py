@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ def run(folder: Path, quickstart: Path, seeds: int) -> int:
     if not (quickstart / "sft" / "model").is_dir():
         sys.stderr.write(
             f"benchmarks.reward_scaling: {quickstart}/sft is missing: bash launch/quickstart.sh first\n"
+        )
+        return 2
+    if find_spec("sklearn") is None:
+        sys.stderr.write(
+            'benchmarks.reward_scaling: scikit-learn is missing: pip install -e ".[benchmarks]"\n'
         )
         return 2
     if not (folder / "data" / "preferences_test.jsonl").exists():
