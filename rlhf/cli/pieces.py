@@ -24,15 +24,17 @@ from rlhf.distributed.engine_config import EngineConfig
 from rlhf.distributed.gathering import full_state, is_sharded, refresh
 from rlhf.evaluation.plots import curves
 from rlhf.models.actor import Actor
-from rlhf.models.loading import expect_same_vocabulary, load_scalar_model
+from rlhf.models.loading import expect_same_vocabulary, load_actor, load_scalar_model
 from rlhf.models.readouts import readout_of
 from rlhf.models.saving import save_model
 from rlhf.models.sources import Pretrained
 from rlhf.rewards.ensemble import EnsembleReward, LowestReward
 from rlhf.rewards.functions import import_function
+from rlhf.rewards.implicit import ImplicitReward
 from rlhf.rewards.mixture import MixtureReward
 from rlhf.rewards.reward import FunctionReward, ModelReward, Reward
 from rlhf.rewards.sources import (
+    Implicit,
     LowestOfEnsemble,
     RewardEnsemble,
     RewardFunction,
@@ -154,6 +156,8 @@ def load_reward(
         return FunctionReward(function=function, name=source.function, timeout_seconds=limit)
     if isinstance(source, Verifier):
         return FunctionReward(function=source, name=type(source).__name__)
+    if isinstance(source, Implicit):
+        return _implicit(source, engine, actor, tokenizer, longest, micro_rows, packed=packed)
     if not isinstance(source, RewardModel):
         raise ValueError("this command needs a reward: reward=model reward.path=…, or reward=function")
     model = load_scalar_model(
@@ -168,6 +172,31 @@ def load_reward(
         expect_same_vocabulary(actor, model)
     readout, inference = readout_of(model), engine.inference(model, "reward model")
     return ModelReward(model=inference, micro_rows=micro_rows, readout=readout)
+
+
+def _implicit(  # noqa: PLR0917 - what load_reward knows
+    source: Implicit,
+    engine: EngineConfig,
+    actor: Actor | None,
+    tokenizer: PreTrainedTokenizerBase,
+    longest: Longest,
+    micro_rows: int,
+    *,
+    packed: bool,
+) -> ImplicitReward:
+    load = partial(load_actor, tokenizer=tokenizer, generator=generator(0, "unused"), packed=packed)
+    policy, reference = (load(Pretrained(path=path)) for path in (source.policy, source.reference))
+    expect_same_vocabulary(policy, reference)
+    for model in (policy, reference):
+        longest.expect_room(model)
+    if actor is not None:
+        expect_same_vocabulary(actor, policy)
+    return ImplicitReward(
+        policy=engine.inference(policy, "reward's policy"),
+        reference=engine.inference(reference, "reward's reference"),
+        beta=source.beta,
+        micro_rows=micro_rows,
+    )
 
 
 def copy_for_sampling(actor: Actor, engine: EngineConfig) -> Actor:

@@ -17,7 +17,7 @@ from rlhf.data.tokenizers import load_tokenizer
 from rlhf.distributed.engine_config import Plain
 from rlhf.models.sources import Pretrained
 from rlhf.progress_bar import progress
-from rlhf.rewards.sources import LowestOfEnsemble, RewardEnsemble, RewardModel
+from rlhf.rewards.sources import own_tokenizer
 
 
 def score(config: Score, place: Place) -> None:
@@ -25,10 +25,8 @@ def score(config: Score, place: Place) -> None:
     single_process(place, "rlhf score")
     claim_results(place, ("scores.jsonl",))
     source = config.tokenizer
-    if source is None and isinstance(config.reward, RewardModel):
-        source = Pretrained(path=config.reward.path).folder
-    if source is None and isinstance(config.reward, RewardEnsemble | LowestOfEnsemble):
-        source = Pretrained(path=config.reward.paths[0]).folder
+    if source is None and (own := own_tokenizer(config.reward)) is not None:
+        source = Pretrained(path=own).folder
     if source is None:
         raise ValueError("tokenizer must name one: the reward is no model that brings its own")
     tokenizer = load_tokenizer(source)

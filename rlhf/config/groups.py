@@ -24,6 +24,7 @@ from rlhf.rewards.instructions import Instructions
 from rlhf.rewards.math_expression import MathExpression
 from rlhf.rewards.reasoning_gym import ReasoningGym
 from rlhf.rewards.sources import (
+    Implicit,
     LowestOfEnsemble,
     NoReward,
     RewardEnsemble,
@@ -104,6 +105,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "model": RewardModel,
         "ensemble": RewardEnsemble,
         "ensemble_lowest": LowestOfEnsemble,
+        "implicit": Implicit,
         "function": RewardFunction,
         "mixture": RewardMixture,
         "exact_match": ExactMatch,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rlhf.config.checks import expect_positive
+from rlhf.data.candidates import CandidateData
+from rlhf.data.categories import Categories
 from rlhf.data.selections import Selection
 from rlhf.data.sets import PreferenceData, PromptData, SupervisedData
 from rlhf.models.sources import Pretrained
@@ -115,10 +117,20 @@ class Select:
 
 
 @dataclass(kw_only=True, slots=True)
-class Evaluate(Offline):
-    """``rlhf evaluate``: policies side by side, and a reward model against human labels."""
+class Baseline:
+    """The policy that others are held against."""
 
-    reference: Pretrained = field(default_factory=Pretrained)
+    path: str | None = None
+    """A run's folder, a model folder or a hub name; null where there are no policies to be compared."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Evaluate(Offline):
+    """``rlhf evaluate``: policies side by side, a reward against human labels, or both."""
+
+    tokenizer: str | None = None
+    """Folder or name; null takes the reference's own, without one the reward's."""
+    reference: Baseline = field(default_factory=Baseline)
     """Policy that the KL is measured to and that perplexity is taken under; first row of the table."""
     reference_name: str = "reference"
     """What the table calls it."""
@@ -132,16 +144,23 @@ class Evaluate(Offline):
     also how many the curve of score against n is estimated from."""
     judge: str | None = None
     """package.module:name of a function that nothing was trained on, for a second opinion; null for none."""
-    prompts: PromptData = field(default_factory=PromptData)
-    """Prompts that nobody was trained on."""
+    prompts: PromptData = field(default_factory=lambda: PromptData(path=None))
+    """Prompts that nobody was trained on, for the policies; path=null evaluates the reward alone."""
     sampling: Sampling = field(default_factory=Sampling)
     """The distribution that responses are drawn from."""
     pairs: PreferenceData = field(default_factory=lambda: PreferenceData(path=None))
     """Human-labelled pairs that the reward and the judge are checked against; path=null for none."""
+    candidates: CandidateData = field(default_factory=CandidateData)
+    """Prompts with right and wrong responses, the best of which the reward is to find; path=null for none."""
+    categories: Categories = field(default_factory=Categories)
+    """What pairs and candidates are divided by."""
+    resamples: int = 2000
+    """Bootstrap resamples behind every interval of the reward."""
 
     def __post_init__(self) -> None:
         """Refuse counts that are not positive."""
         Offline.__post_init__(self)
+        expect_positive(self, "resamples")
         if any(n < 1 for n in self.best_of):
             raise ValueError(f"Evaluate.best_of must hold counts of at least 1, got {self.best_of}")
         if unknown := sorted(set(self.prefixes) - set(self.policies)):

@@ -13,7 +13,7 @@ from rlhf.data.collation import pad_comparisons, pad_preferences, pad_prompts, p
 from rlhf.data.comparison_rows import Judgement
 from rlhf.data.encoding import Encoded
 from rlhf.data.fitting import Report
-from rlhf.data.rows import Prompt, SupervisedRow
+from rlhf.data.rows import PreferenceRow, Prompt, SupervisedRow
 
 
 @dataclass(kw_only=True, slots=True)
@@ -56,6 +56,8 @@ class PreferenceSet:
     margins: list[float]
     pad_id: int
     report: Report
+    rows: list[PreferenceRow] = field(default_factory=list)
+    """The rows as they were read, for what scores them and tells categories apart."""
 
     def __len__(self) -> int:
         return len(self.chosen)

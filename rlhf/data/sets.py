@@ -128,6 +128,7 @@ class PreferenceData:
         result.chosen.append(chosen)
         result.rejected.append(rejected)
         result.margins.append(row.margin)
+        result.rows.append(row)
         report.keep(truncated=fitted is not whole)
 
     def _parse(self, row: Row) -> PreferenceRow:

@@ -8,8 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rlhf.evaluation.best_of_n import BestOfN
+from rlhf.evaluation.candidates import CandidateReport
 from rlhf.evaluation.pairs import Agreement
 from rlhf.evaluation.policies import Response, Summary
+from rlhf.evaluation.reward import PairReport
 
 SHOWN = 6
 """Prompts whose responses are printed side by side."""
@@ -91,16 +93,21 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 def write_json(
     file: Path,
-    summaries: Sequence[Summary],
-    agreements: Sequence[Agreement],
-    responses: Mapping[str, Sequence[Response]],
+    *,
+    summaries: Sequence[Summary] = (),
+    responses: Mapping[str, Sequence[Response]] | None = None,
     curve: Sequence[BestOfN] = (),
+    pairs: PairReport | None = None,
+    candidates: CandidateReport | None = None,
 ) -> None:
-    """Everything in the tables and every response behind them."""
+    """Everything in the tables, and every response and score behind them."""
+    found = {} if pairs is None else asdict(pairs)
     content = {
         "policies": [asdict(one) for one in summaries],
-        "pairs": [asdict(one) for one in agreements],
+        "pairs": found.pop("agreements", []),
+        "reward": found or None,
+        "candidates": None if candidates is None else asdict(candidates),
         "best_of_n": [asdict(one) for one in curve],
-        "responses": {name: [asdict(one) for one in rows] for name, rows in responses.items()},
+        "responses": {name: [asdict(one) for one in rows] for name, rows in (responses or {}).items()},
     }
     file.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")

@@ -23,6 +23,23 @@ class RewardModel(RewardSource):
 
 
 @dataclass(kw_only=True, slots=True)
+class Implicit(RewardSource):
+    """The reward that a policy of DPO's stands for: β log π(y|x)/π_ref(y|x) (Rafailov et al. 2023, eq. 5)."""
+
+    policy: str = "???"
+    """The tuned policy: run folder, Hugging Face folder or name. Its tokenizer must be the actor's."""
+    reference: str = "???"
+    """The policy that it was tuned from, with the same tokenizer."""
+    beta: float = 0.1
+    """β of the loss it was tuned with: units of the score for a nat of log-ratio."""
+
+    def __post_init__(self) -> None:
+        """Refuse a coefficient that is not positive."""
+        if not 0 < self.beta < math.inf:
+            raise ValueError(f"Implicit.beta must be positive and finite, got {self.beta}")
+
+
+@dataclass(kw_only=True, slots=True)
 class RewardFunction(RewardSource):
     """A Python function of the texts."""
 
@@ -99,6 +116,15 @@ def _expect_several(source: RewardSource, paths: list[str]) -> None:
         raise ValueError(
             f"{type(source).__name__}.paths must name at least two different models, got {list(paths)}"
         )
+
+
+def own_tokenizer(source: RewardSource) -> str | None:
+    """The model whose tokenizer the reward was made with; None where it reads texts."""
+    if isinstance(source, Implicit):
+        return source.policy
+    if isinstance(source, RewardEnsemble | LowestOfEnsemble):
+        return source.paths[0]
+    return source.path if isinstance(source, RewardModel) else None
 
 
 def _expect_part(name: str, part: RewardSource, weight: float) -> None:

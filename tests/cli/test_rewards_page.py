@@ -51,6 +51,7 @@ def documented(workspace: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "arithmetic/sft": workspace.sft,
         "quickstart/sft": workspace.sft,
         "quickstart/reward": workspace.reward,
+        "quickstart/preference": workspace.sft,
     }.items():
         shutil.copytree(source / "model", runs / name / "model")
     config = runs / "arithmetic" / "sft" / "model" / "config.json"

@@ -131,7 +131,7 @@ def test_policies_with_other_numbers_of_responses_are_not_set_side_by_side() -> 
 
 def test_the_json_holds_everything_and_is_json(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
-    write_json(file, [summary(), best()], [agreed()], {"PPO": responses()}, curve(3))
+    write_json(file, summaries=[summary(), best()], responses={"PPO": responses()}, curve=curve(3))
 
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is no JSON")
@@ -139,6 +139,6 @@ def test_the_json_holds_everything_and_is_json(tmp_path: Path) -> None:
     content = json.loads(file.read_text(encoding="utf-8"), parse_constant=refuse)
     assert content["policies"][0]["kl"] == 3.456
     assert content["policies"][1]["judge"] is None
-    assert content["pairs"][0]["accuracy"] == 0.785
+    assert (content["pairs"], content["reward"], content["candidates"]) == ([], None, None)
     assert [one["n"] for one in content["best_of_n"]] == [1, 2, 3]
     assert [row["text"] for row in content["responses"]["PPO"]] == [" text 0 ", " text 1 "]
