@@ -32,6 +32,7 @@ from rlhf.models.actor import Actor
 from rlhf.models.decode_cache import our_attention
 from rlhf.rollout.decode_loop import row_bytes
 from rlhf.rollout.decoding import Greedy, Sampling
+from rlhf.rollout.graphs import Graphs
 from rlhf.rollout.noise import row_noise
 from rlhf.rollout.sampler import Sampler
 
@@ -109,7 +110,10 @@ def _multiplied(size: Size, rows: int) -> float:
 
 
 def run_large(bench: Bench) -> Iterator[Line]:
-    """G7: rows of equal length, none of which ends early, beside what reading weights and cache must take."""
+    """G7: rows of equal length, none of which ends early, beside what reading weights and cache must take.
+
+    Ours is the captured step, which the gate's rollout records; without a GPU the same step runs eagerly.
+    """
     shapes: list[Shape] = [
         (OPT, 32, 256, 128, 10_000.0),
         (HALF_BILLION, 256, 256, 512, None),
@@ -152,12 +156,19 @@ class _Task:
     """Float32; in bf16 near-equal logits may change places, and all that follows with them."""
     waste: dict[str, float]
     """Share of decoded (row, step) pairs after the row's end."""
+    graphs: Graphs | None = None
+    """What our sampler captures; None for a CPU's loop."""
     sampled: Tensor | None = None
     """(B, T) bool, the tokens of our last responses."""
 
     def ours(self, bench: Bench) -> Contender:
         """The gate: the sampler's log-probs are those of a forward pass over the finished rows."""
-        sampler = Sampler(decoding=Sampling(max_new_tokens=self.new), end_ids=self.ends, pad_id=self.pad)
+        sampler = Sampler(
+            decoding=Sampling(max_new_tokens=self.new),
+            end_ids=self.ends,
+            pad_id=self.pad,
+            graphs=self.graphs,
+        )
         noise = row_noise(self.prompts.group, self.new, 0, "benchmark").to(bench.device)
 
         allowed = 1e-3 if self.exact else 0.5
@@ -321,4 +332,6 @@ def _full(size: Size, shape: tuple[int, int], new: int, *, dtype: torch.dtype, d
         tokens=tokens, mask=torch.ones_like(tokens, dtype=torch.bool), index=number, group=number
     )
     exact = dtype == torch.float32
-    return _Task(actor=actor, prompts=prompts, new=new, ends=[1], pad=0, exact=exact, waste={})
+    return _Task(
+        actor=actor, prompts=prompts, new=new, ends=[1], pad=0, exact=exact, waste={}, graphs=Graphs()
+    )

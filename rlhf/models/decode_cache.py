@@ -8,13 +8,14 @@ model gets no cache of transformers' own: a `DecodeCache` travels through it as 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rlhf.kernels.cpu_decode import decode_attention, has_attention
 from rlhf.models.packing import KNOWN, NAME, Packed
@@ -92,13 +93,8 @@ class DecodeCache:
         rows = torch.arange(len(keys), device=keys.device)
         keys.transpose(1, 2)[rows, self.lengths] = key.squeeze(2)
         values.transpose(1, 2)[rows, self.lengths] = value.squeeze(2)
-        found = F.scaled_dot_product_attention(
-            query,
-            keys[:, :, : self.reach],
-            values[:, :, : self.reach],
-            attn_mask=self._seen(window),
-            scale=scale,
-            enable_gqa=query.shape[1] != keys.shape[1],
+        found = _attention(
+            query, keys[:, :, : self.reach], values[:, :, : self.reach], self._seen(window), scale
         )
         return found.transpose(1, 2)
 
@@ -118,6 +114,21 @@ class DecodeCache:
             keys = keys[rows]
             values = values[rows]
             self.buffers[layer] = keys, values
+
+
+def _attention(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scale: float) -> Tensor:
+    """One query a row, (B, heads, 1, D) → (B, heads, 1, D).
+
+    Heads that share keys stand where several queries would: no key is repeated for them. On a GPU the kernel
+    is named, for others refuse the mask, or choose their plan while a graph is captured.
+    """
+    grouped = query.reshape(*keys.shape[:2], -1, query.shape[3])  # (B, key heads, heads / key heads, D)
+    kernels = (
+        sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]) if query.is_cuda else nullcontext()
+    )
+    with kernels:
+        found = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=seen, scale=scale)
+    return found.reshape(*query.shape[:3], values.shape[3])
 
 
 def decodes(model: Any) -> bool:
@@ -142,7 +153,7 @@ def our_attention(model: Any) -> Iterator[None]:
 
 
 def prefilled(model: Any, tokens: Tensor, mask: Tensor, *, room: int) -> tuple[Tensor, DecodeCache]:
-    """Run the prompts, each run of equal ones once.
+    """Run the prompts into a cache of their own.
 
     Args:
         model: inside `our_attention`, in eval mode.
@@ -153,22 +164,28 @@ def prefilled(model: Any, tokens: Tensor, mask: Tensor, *, room: int) -> tuple[T
     Returns:
         (B, H) hidden states after the final norm at each prompt's last token, and the cache.
     """
+    lengths = mask.sum(1)
+    longest = int(lengths.max())
+    cache = DecodeCache(columns=longest + room, lengths=lengths, reach=longest)
+    return prefill(model, tokens, mask, cache), cache
+
+
+def prefill(model: Any, tokens: Tensor, mask: Tensor, cache: DecodeCache) -> Tensor:
+    """Run the prompts into ``cache``, which knows their lengths; each run of equal ones once.
+
+    Returns:
+        (B, H) hidden states after the final norm at each prompt's last token.
+    """
     tokens = tokens.masked_fill(~mask, 0)
     first = torch.ones_like(mask[:, 0])
     first[1:] = (tokens[1:] != tokens[:-1]).any(1) | (mask[1:] != mask[:-1]).any(1)
     prompt = first.long().cumsum(0) - 1  # (B,) which of the different prompts
     tokens, mask = tokens[first], mask[first]
-    lengths = mask.sum(1)
     packed = Packed.of(tokens, mask)
-    cache = DecodeCache(
-        columns=int(lengths.max()) + room,
-        lengths=lengths[prompt],
-        reach=int(lengths.max()),
-        placement=_placement(prompt, lengths, packed),
-    )
+    cache.placement = _placement(prompt, mask.sum(1), packed)
     states = packed.states(model, decode_cache=cache)
     cache.placement = None
-    return states[packed.place[packed.rows.bounds[1:] - 1]][prompt], cache
+    return states[packed.place[packed.rows.bounds[1:] - 1]][prompt]
 
 
 def _placement(prompt: Tensor, lengths: Tensor, packed: Packed) -> Placement:
@@ -190,6 +207,13 @@ def advanced(model: Any, tokens: Tensor, cache: DecodeCache) -> Tensor:
         (B, H) hidden states after the final norm.
     """
     cache.reach += 1
+    states = stepped(model, tokens, cache)
+    cache.lengths = cache.lengths + 1
+    return states
+
+
+def stepped(model: Any, tokens: Tensor, cache: DecodeCache) -> Tensor:
+    """As :func:`advanced`, for a cache that reaches far enough and whose lengths the caller raises."""
     output = model.base_model(
         input_ids=tokens.unsqueeze(1),
         attention_mask=tokens.new_ones(
@@ -199,8 +223,8 @@ def advanced(model: Any, tokens: Tensor, cache: DecodeCache) -> Tensor:
         use_cache=False,
         decode_cache=cache,
     )
-    cache.lengths = cache.lengths + 1
-    return output.last_hidden_state[:, 0]
+    states: Tensor = output.last_hidden_state[:, 0]
+    return states
 
 
 def token_bytes(model: Any) -> int:

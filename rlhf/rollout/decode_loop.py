@@ -66,19 +66,18 @@ def patience(device: torch.device) -> int:
     return 1 if device.type == "cpu" else 8
 
 
-def rows_within(actor: Actor, prompts: PromptBatch, length: int, memory: int) -> int:
+def rows_within(actor: Actor, columns: int, memory: int) -> int:
     """How many rows may be decoded at a time.
 
     Args:
         actor: in eval mode, its model inside `rlhf.models.decode_cache.our_attention`.
-        prompts: of which the longest counts.
-        length: T, tokens of a response at most.
+        columns: tokens of a row, prompt and response, at most.
         memory: bytes for all caches and logits.
 
     Raises:
         ValueError: not even one.
     """
-    row = row_bytes(actor, int(prompts.mask.sum(1).max()) + length)
+    row = row_bytes(actor, columns)
     if memory < row:
         raise ValueError(f"one row's caches and logits take {row} bytes, and {memory} are given: give more")
     return memory // row

@@ -39,8 +39,8 @@ class Responses(Rows):
             ended=self.ended[rows],
         )
 
-    def put(self, t: int, rows: Tensor, drawn: Drawn, alive: Tensor) -> None:
-        """Token t of ``rows`` (n,), for those of them that are ``alive`` (n,)."""
+    def put(self, t: int | Tensor, rows: Tensor, drawn: Drawn, alive: Tensor) -> None:
+        """Token t (a number, or (1,) on the device) of ``rows`` (n,), for those that are ``alive`` (n,)."""
         self.tokens[rows, t] = torch.where(alive, drawn.tokens, self.tokens[rows, t])
         self.logprobs[rows, t] = torch.where(alive, drawn.logprobs, 0.0).float()
         self.mask[rows, t] = alive

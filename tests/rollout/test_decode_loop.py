@@ -135,7 +135,7 @@ def test_a_batch_that_does_not_fit_is_decoded_in_parts(
     with our_attention(actor.model):
         row = row_bytes(actor, 5 + T)
         assert row == (5 + T) * token_bytes(actor.model) + 4 * 11
-        assert rows_within(actor, batch, T, most * row + row - 1) == most
+        assert rows_within(actor, 5 + T, most * row + row - 1) == most
     wanted = sampling().sample(actor, batch, noise(B, T))
     parts: list[int] = []
     actor.head.register_forward_pre_hook(lambda _, given: parts.append(len(given[0])))
