@@ -30,7 +30,6 @@ from benchmarks.results import Line, at_least, at_most
 from rlhf.batch import PromptBatch
 from rlhf.models.actor import Actor
 from rlhf.models.decode_cache import our_attention
-from rlhf.rollout.decode_loop import row_bytes
 from rlhf.rollout.decoding import Greedy, Sampling
 from rlhf.rollout.graphs import Graphs
 from rlhf.rollout.noise import row_noise
@@ -163,12 +162,7 @@ class _Task:
 
     def ours(self, bench: Bench) -> Contender:
         """The gate: the sampler's log-probs are those of a forward pass over the finished rows."""
-        sampler = Sampler(
-            decoding=Sampling(max_new_tokens=self.new),
-            end_ids=self.ends,
-            pad_id=self.pad,
-            graphs=self.graphs,
-        )
+        sampler = self._sampler()
         noise = row_noise(self.prompts.group, self.new, 0, "benchmark").to(bench.device)
 
         allowed = 1e-3 if self.exact else 0.5
@@ -199,12 +193,16 @@ class _Task:
             name="rlhf", check=check, seconds=seconds, peak=lambda: peak_extra(results, bench.device)
         )
 
+    def _sampler(self) -> Sampler:
+        sampling = Sampling(max_new_tokens=self.new)
+        return Sampler(decoding=sampling, end_ids=self.ends, pad_id=self.pad, graphs=self.graphs)
+
     @property
     def plan(self) -> int:
-        """Bytes that our caches and logits are to take."""
+        """Bytes that our decoding is to take."""
         self.actor.eval()
         with our_attention(self.actor.model):
-            return len(self.prompts) * row_bytes(self.actor, int(self.prompts.mask.sum(1).max()) + self.new)
+            return self._sampler().plan(self.actor, self.prompts).bytes(len(self.prompts))
 
     def generates(self, bench: Bench) -> Iterator[Contender]:
         """transformers' generate, with its growing and with its static cache."""

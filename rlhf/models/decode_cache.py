@@ -173,24 +173,54 @@ def prefilled(model: Any, tokens: Tensor, mask: Tensor, *, room: int) -> tuple[T
 def prefill(model: Any, tokens: Tensor, mask: Tensor, cache: DecodeCache) -> Tensor:
     """Run the prompts into ``cache``, which knows their lengths; each run of equal ones once.
 
+    A pass takes `pass_tokens` of them, so that what it holds does not grow with the batch.
+
     Returns:
         (B, H) hidden states after the final norm at each prompt's last token.
     """
+    first = runs(tokens, mask)
+    prompt = first.long().cumsum(0) - 1  # (B,) which of the different prompts
+    tokens, mask = tokens[first], mask[first]
+    most, last = pass_tokens(tokens.device), []
+    for part in _parts(mask.sum(1).tolist(), most):
+        packed = Packed.of(tokens[part], mask[part])
+        cache.placement = _placement(prompt - part.start, mask[part].sum(1), packed)
+        states = packed.states(model, decode_cache=cache)
+        last.append(states[packed.place[packed.rows.bounds[1:] - 1]])
+    cache.placement = None
+    return torch.cat(last)[prompt]
+
+
+def runs(tokens: Tensor, mask: Tensor) -> Tensor:
+    """(B,) bool, whether a row of (B, P) prompts is another one than the row before it."""
     tokens = tokens.masked_fill(~mask, 0)
     first = torch.ones_like(mask[:, 0])
     first[1:] = (tokens[1:] != tokens[:-1]).any(1) | (mask[1:] != mask[:-1]).any(1)
-    prompt = first.long().cumsum(0) - 1  # (B,) which of the different prompts
-    tokens, mask = tokens[first], mask[first]
-    packed = Packed.of(tokens, mask)
-    cache.placement = _placement(prompt, mask.sum(1), packed)
-    states = packed.states(model, decode_cache=cache)
-    cache.placement = None
-    return states[packed.place[packed.rows.bounds[1:] - 1]][prompt]
+    return first
+
+
+def pass_tokens(device: torch.device) -> int:
+    """Tokens of prompts that run at a time: enough for full speed, and for little memory."""
+    return 512 if device.type == "cpu" else 8192
+
+
+def _parts(lengths: list[int], most: int) -> Iterator[slice]:
+    """Neighbours with ``most`` tokens together, or one that has more."""
+    start, held = 0, 0
+    for row, length in enumerate(lengths):
+        if held and held + length > most:
+            yield slice(start, row)
+            start, held = row, 0
+        held += length
+    yield slice(start, len(lengths))
 
 
 def _placement(prompt: Tensor, lengths: Tensor, packed: Packed) -> Placement:
+    """Of the rows whose prompt, by its number, is one of those that are packed."""
+    count = len(lengths)
+    reach = torch.where((prompt >= 0) & (prompt < count), lengths[prompt.clamp(0, count - 1)], 0)  # (B,)
     column = torch.arange(int(lengths.max()), device=prompt.device)
-    row, column = (column < lengths[prompt].unsqueeze(1)).nonzero(as_tuple=True)
+    row, column = (column < reach.unsqueeze(1)).nonzero(as_tuple=True)
     source = packed.place[packed.rows.bounds[prompt[row]] + column]
     return Placement(source=source, row=row, column=column)
 

@@ -14,10 +14,11 @@ from rlhf.batch import PromptBatch, Rollout
 from rlhf.models.actor import Actor
 from rlhf.models.decode_cache import decodes, our_attention
 from rlhf.models.static_cache import repeats
-from rlhf.rollout.decode_loop import decode_loop, rows_within
+from rlhf.rollout.decode_loop import decode_loop
 from rlhf.rollout.decoding import Decoding, Greedy, Sampling
 from rlhf.rollout.graph_loop import graph_loop
 from rlhf.rollout.graphs import Graphs
+from rlhf.rollout.memory import Plan
 from rlhf.rollout.mixed_loop import mixed_loop
 from rlhf.rollout.padded_loop import padded_loop
 from rlhf.rollout.responses import Responses, Stops, StopStrings
@@ -36,7 +37,7 @@ class Sampler:
     stop: StopStrings | None = None
     """Texts that end a response too."""
     memory: int | None = None
-    """Bytes that caches and logits may take; more rows are decoded part by part. None sets no limit."""
+    """Bytes that decoding may take (`rlhf.rollout.memory`); more rows are decoded part by part. None: any."""
     graphs: Graphs | None = None
     """What a GPU has captured, kept from rollout to rollout; None launches every step from Python."""
 
@@ -131,7 +132,7 @@ class Sampler:
         if self.memory is None or not decodes(actor.model):
             return len(prompts)
         with our_attention(actor.model):
-            return rows_within(actor, self._columns(prompts), self.memory // 2)
+            return self.plan(actor, prompts).rows_within(self.memory // 2)
 
     def _rollout(self, prompts: PromptBatch, out: Responses) -> Rollout:
         length = int(out.mask.sum(1).max())
@@ -152,22 +153,31 @@ class Sampler:
             padded_loop(actor, prompts, noise, out, decoding=self.decoding, stops=stops)
             return
         with our_attention(actor.model):
-            loop, most = self._loop(actor, self._columns(prompts))
+            loop, most = self._loop(actor, prompts)
             for first in range(0, len(noise), most or len(noise)):
                 part = slice(first, first + (most or len(noise)))
                 own = prompts.rows(torch.arange(len(noise), device=noise.device)[part])
                 loop(actor, own, noise[part], out.slice(part), decoding=self.decoding, stops=stops)
 
-    def _loop(self, actor: Actor, columns: int) -> tuple[Callable[..., None], int | None]:
-        """How rows of so many tokens are decoded, and how many at a time; None for all."""
-        if self.graphs is None or not repeats(actor.model):
-            return decode_loop, self._most(actor, columns)
-        columns = self.graphs.columns(actor, columns)
-        most = self._most(actor, columns)
+    def _loop(self, actor: Actor, prompts: PromptBatch) -> tuple[Callable[..., None], int | None]:
+        """How rows are decoded, and how many at a time; None for all."""
+        most = None if self.memory is None else self.plan(actor, prompts).rows_within(self.memory)
+        if not self._captures(actor):
+            return decode_loop, most
+        assert self.graphs is not None
+        columns = self.graphs.columns(actor, self._columns(prompts))
         return partial(graph_loop, graphs=self.graphs, columns=columns, most=most), most
 
-    def _most(self, actor: Actor, columns: int) -> int | None:
-        return None if self.memory is None else rows_within(actor, columns, self.memory)
+    def plan(self, actor: Actor, prompts: PromptBatch) -> Plan:
+        """What it takes to decode rows of ``prompts``; the actor is in eval mode, inside `our_attention`."""
+        columns = self._columns(prompts)
+        if self._captures(actor):
+            assert self.graphs is not None
+            columns = self.graphs.columns(actor, columns)
+        return Plan.of(actor, prompts, self.decoding, columns)
+
+    def _captures(self, actor: Actor) -> bool:
+        return self.graphs is not None and repeats(actor.model)
 
     def _columns(self, prompts: PromptBatch) -> int:
         """Tokens of the longest row at most, prompt and response."""

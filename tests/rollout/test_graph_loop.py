@@ -15,7 +15,6 @@ from rlhf.models.actor import Actor
 from rlhf.models.decode_cache import our_attention
 from rlhf.models.static_cache import repeats
 from rlhf.rollout import graph_loop, graphs, sampler
-from rlhf.rollout.decode_loop import row_bytes
 from rlhf.rollout.decoding import Decoding, Greedy, Sampling, Truncated
 from rlhf.rollout.graph_loop import bucket
 from rlhf.rollout.graphs import Captured, Graphs
@@ -216,15 +215,15 @@ def test_a_batch_that_does_not_fit_is_decoded_in_parts(
     build: Build, kind: str, prompts: Prompts, noise: Noise, most: int
 ) -> None:
     actor, batch, kept = build(kind), prompts(*ROWS), Graphs()
-    with our_attention(actor.model):
-        memory = most * row_bytes(actor, 24)
-    wanted = sampling().sample(actor, batch, noise(B, T))
+    with our_attention(actor.eval().model):
+        plan = sampling(graphs=kept).plan(actor, batch)
+    memory, wanted = plan.bytes(most), sampling().sample(actor, batch, noise(B, T))
     ours = sampling(graphs=kept, memory=memory)
     for _ in range(2):
         same(ours.sample(actor, batch, noise(B, T)), wanted)
     held = kept._policies[actor].batch
     assert len(held.row) == min(most, B)
-    assert held.cache.bytes + 4 * actor.vocabulary * len(held.row) <= memory
+    assert held.cache.bytes == plan.row * len(held.row)
 
 
 class Letters:
