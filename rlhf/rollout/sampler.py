@@ -170,11 +170,11 @@ class Sampler:
 
     def plan(self, actor: Actor, prompts: PromptBatch) -> Plan:
         """What it takes to decode rows of ``prompts``; the actor is in eval mode, inside `our_attention`."""
-        columns = self._columns(prompts)
-        if self._captures(actor):
+        columns, captured = self._columns(prompts), self._captures(actor)
+        if captured:
             assert self.graphs is not None
             columns = self.graphs.columns(actor, columns)
-        return Plan.of(actor, prompts, self.decoding, columns)
+        return Plan.of(actor, prompts, self.decoding, columns, captured=captured)
 
     def _captures(self, actor: Actor) -> bool:
         return self.graphs is not None and repeats(actor.model)

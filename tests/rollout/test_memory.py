@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -165,9 +166,15 @@ def test_a_draw_holds_what_it_says(
 
 
 def test_the_most_rows_are_those_whose_plan_fits() -> None:
-    """By hand: 100 of cache a row; beside it 10 a row while drawing, 30 while moving, or 75 for prompts."""
+    """By hand: 100 of cache a row; beside it 10 a row while drawing, 30 while moving, or 75 for prompts.
+
+    A captured draw's 10 are there all the time.
+    """
     plan = Plan(row=100, drawn=10, moved=30, prompts=75)
     assert [plan.bytes(rows) for rows in (1, 2, 3)] == [175, 275, 390]
     assert [plan.rows_within(memory) for memory in (175, 274, 275, 389, 390, 1300)] == [1, 1, 2, 2, 3, 10]
+    kept = replace(plan, captured=True)
+    assert [kept.bytes(rows) for rows in (1, 2, 3)] == [185, 295, 420]
+    assert [kept.rows_within(memory) for memory in (185, 294, 295, 419, 420, 1400)] == [1, 1, 2, 2, 3, 10]
     with pytest.raises(ValueError, match=r"decoding one row takes 175 bytes, and 174 are given"):
         plan.rows_within(174)
