@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
+from benchmarks.measure import Held
 from rlhf.batch import PromptBatch
 from rlhf.kernels import drawing
 from rlhf.models import decode_cache
@@ -22,34 +20,6 @@ from rlhf.rollout.decoding import Decoding, Greedy, Sampling, Truncated
 from rlhf.rollout.graphs import Graphs
 from rlhf.rollout.memory import Plan
 from rlhf.rollout.sampler import Sampler
-
-
-class Held(TorchDispatchMode):
-    """Bytes of all storages that operations make inside the block and something still holds."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.known: dict[int, int] = {}
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in self._tensors((args, kwargs)):
-            self.known.setdefault(tensor.untyped_storage()._cdata, 0)  # was there before
-        out = func(*args, **(kwargs or {}))
-        for tensor in self._tensors(out):
-            storage = tensor.untyped_storage()
-            if storage._cdata not in self.known:
-                self.known[storage._cdata] = storage.nbytes()
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._gone, storage._cdata)
-        return out
-
-    def _tensors(self, tree: Any) -> list[torch.Tensor]:
-        return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-
-    def _gone(self, storage: int) -> None:
-        self.now -= self.known.pop(storage, 0)
 
 
 def actor(layers: int, hidden: int, vocabulary: int, **others: Any) -> Actor:
