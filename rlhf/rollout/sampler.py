@@ -162,22 +162,22 @@ class Sampler:
     def _loop(self, actor: Actor, prompts: PromptBatch) -> tuple[Callable[..., None], int | None]:
         """How rows are decoded, and how many at a time; None for all."""
         most = None if self.memory is None else self.plan(actor, prompts).rows_within(self.memory)
-        if not self._captures(actor):
+        graphs = self._graphs(actor)
+        if graphs is None:
             return decode_loop, most
-        assert self.graphs is not None
-        columns = self.graphs.columns(actor, self._columns(prompts))
-        return partial(graph_loop, graphs=self.graphs, columns=columns, most=most), most
+        columns = graphs.columns(actor, self._columns(prompts))
+        return partial(graph_loop, graphs=graphs, columns=columns, most=most), most
 
     def plan(self, actor: Actor, prompts: PromptBatch) -> Plan:
         """What it takes to decode rows of ``prompts``; the actor is in eval mode, inside `our_attention`."""
-        columns, captured = self._columns(prompts), self._captures(actor)
-        if captured:
-            assert self.graphs is not None
-            columns = self.graphs.columns(actor, columns)
-        return Plan.of(actor, prompts, self.decoding, columns, captured=captured)
+        columns, graphs = self._columns(prompts), self._graphs(actor)
+        if graphs is not None:
+            columns = graphs.columns(actor, columns)
+        return Plan.of(actor, prompts, self.decoding, columns, captured=graphs is not None)
 
-    def _captures(self, actor: Actor) -> bool:
-        return self.graphs is not None and repeats(actor.model)
+    def _graphs(self, actor: Actor) -> Graphs | None:
+        """Where the actor's steps are kept, if they can be captured."""
+        return self.graphs if self.graphs is not None and repeats(actor.model) else None
 
     def _columns(self, prompts: PromptBatch) -> int:
         """Tokens of the longest row at most, prompt and response."""
