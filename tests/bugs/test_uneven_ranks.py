@@ -31,7 +31,9 @@ from rlhf.run_folder import RunFolder
 from rlhf.trainers.loop import Cadence, run
 
 pytestmark = pytest.mark.slow
-T, TOKEN, TIMEOUT = 20, 0.1, 10.0
+T, TOKEN = 20, 0.1
+TIMEOUT = 30.0
+"""Seconds; more than DeepSpeed takes to start on a busy machine."""
 CASES = ("uneven", "stuck")
 
 
@@ -161,7 +163,7 @@ def test_ranks_whose_responses_end_at_different_times_finish_together(found: dic
 def test_a_rank_stuck_in_a_response_is_named(found: dict[str, Any]) -> None:
     assert [found["status"][f"stuck {rank}"] for rank in range(2)] == [1, 1], found["logs"]
     message = (
-        r"rank 1 did not reach the sum over ranks \(phase other, step 2\) within 10 s: "
+        r"rank 1 did not reach the sum over ranks \(phase other, step 2\) within 30 s: "
         "it hangs in phase sample, step 2"
     )
     for rank in range(2):
