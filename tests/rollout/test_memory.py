@@ -47,9 +47,9 @@ SHAPES: dict[str, tuple[Callable[[], Actor], int, int]] = {  # rows, and tokens 
     "4-layer/256": (lambda: actor(4, 256, 8192), 64, 128),
     "135M": (lambda: actor(30, 576, 49_152, **SMOL), 32, 64),
 }
-SLOW = {"4-layer/256", "135M"}
+QUICK = {("quick start", 8), ("gpt2", 8)}
 CASES = [
-    pytest.param(shape, samples, marks=[pytest.mark.slow] if shape in SLOW else [])
+    pytest.param(shape, samples, marks=[] if (shape, samples) in QUICK else [pytest.mark.slow])
     for shape in SHAPES
     for samples in (1, 8)
 ]
@@ -88,25 +88,24 @@ def test_the_peak_is_what_was_planned(shape: str, samples: int) -> None:
     assert peak == pytest.approx(plan.bytes(rows), rel=0.05)
 
 
-@pytest.mark.parametrize("samples", [1, 8])
 @pytest.mark.parametrize("captured", [False, True])
 def test_the_peak_of_what_a_gpu_runs_is_what_was_planned(
-    monkeypatch: pytest.MonkeyPatch, samples: int, captured: bool
+    monkeypatch: pytest.MonkeyPatch, captured: bool
 ) -> None:
     """Attention and drawing by torch, step by step or over static tensors; a vocabulary that counts."""
     monkeypatch.setattr(decode_cache, "has_attention", lambda *_: False)
     monkeypatch.setattr(drawing, "has_draw", lambda logits: False)
     policy = actor(3, 128, 16_384)
-    prompts = prompts_of(64, samples, 64, policy.vocabulary)
+    prompts = prompts_of(32, 8, 48, policy.vocabulary)
     sampler = Sampler(
-        decoding=Sampling(max_new_tokens=64),
+        decoding=Sampling(max_new_tokens=48),
         end_ids=list(range(0, policy.vocabulary, 48)),
         pad_id=-1,
         graphs=Graphs() if captured else None,
     )
     peak, plan = peak_and_plan(sampler, policy, prompts)
     assert plan.drawn == 25 * 16_384
-    assert peak == pytest.approx(plan.bytes(64), rel=0.05)
+    assert peak == pytest.approx(plan.bytes(32), rel=0.05)
 
 
 DECODINGS = [
