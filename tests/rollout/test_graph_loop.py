@@ -254,6 +254,24 @@ def test_what_follows_a_stop_text_is_dropped(
     assert strings == ["zz"] or (wanted.ended & (wanted.lengths < T)).any()
 
 
+def test_a_row_with_a_stop_text_ends(
+    build: Build, prompts: Prompts, noise: Noise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any token is one: asked for at step 2, found at 4, seen at 6, and answered at 8."""
+    steps, step = [], StaticBatch.step
+
+    def watched(self: StaticBatch, *given: Any) -> None:
+        steps.append(int(self.time))
+        step(self, *given)
+
+    monkeypatch.setattr(StaticBatch, "step", watched)
+    stop = StopStrings(strings=list("abcdefghijk"), tokenizer=Letters())
+    rollout = sampling(stop=stop, graphs=Graphs()).sample(build("llama"), prompts(*ROWS), noise(B, T))
+    assert rollout.lengths.tolist() == [1] * B
+    assert rollout.ended.all()
+    assert steps == [1, 2, 3, 4, 5, 6, 7]
+
+
 def test_steps_that_differ_by_their_tokens_are_not_captured(build: Build) -> None:
     model = build("llama").model
     assert repeats(model)
