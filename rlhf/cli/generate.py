@@ -25,6 +25,7 @@ from rlhf.ops.best_of_n import best_rows
 from rlhf.progress_bar import progress
 from rlhf.rewards.reward import Reward, expect_finite
 from rlhf.rewards.sources import NoReward
+from rlhf.rollout.contract import sampled
 from rlhf.rollout.noise import row_noise
 from rlhf.rollout.texts import RolloutTexts
 from rlhf.seeding import generator
@@ -61,7 +62,7 @@ def generate(config: Generate, place: Place) -> None:
             index = torch.arange(first, min(first + at_once, len(prompts)))
             batch = asked.batch(index, samples=drawn, groups=index).to(place.runtime.device)
             noise = row_noise(batch.group, sampler.max_new_tokens, config.seed, "generate")
-            rollout = sampler.sample(actor, batch, noise.to(place.runtime.device))
+            rollout = sampled(sampler, actor, batch, noise.to(place.runtime.device))
             bare = prompts.batch(index, samples=drawn, groups=index).to(place.runtime.device)
             for row in _rows(rollout.after(bare), texts, prompts.given, reward, config.best_of):
                 out.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -44,6 +44,7 @@ from rlhf.rewards.sources import (
 )
 from rlhf.rewards.verifiers import Verifier
 from rlhf.rollout.decoding import Decoding
+from rlhf.rollout.graphs import Graphs
 from rlhf.rollout.responses import StopStrings
 from rlhf.rollout.sampler import Sampler
 from rlhf.rollout.texts import RolloutTexts
@@ -226,13 +227,17 @@ def sampler_for(
     stop: Sequence[str] = (),
     memory_gib: float | None = None,
 ) -> Sampler:
-    """A sampler that stops at every end token of tokenizer and model, and at the texts of ``stop``."""
+    """A sampler that stops at every end token of tokenizer and model, and at the texts of ``stop``.
+
+    On a GPU it captures its steps.
+    """
     return Sampler(
         decoding=decoding,
         end_ids=end_ids(tokenizer, actor.model.generation_config.eos_token_id),
         pad_id=int(tokenizer.pad_token_id),
         stop=StopStrings(strings=stop, tokenizer=tokenizer) if stop else None,
         memory=None if memory_gib is None else max(int(memory_gib * 2**30), 1),
+        graphs=Graphs() if runtime.device().type == "cuda" else None,
     )
 
 

@@ -20,6 +20,7 @@ from rlhf.models.loading import load_actor
 from rlhf.models.sources import Pretrained
 from rlhf.progress_bar import progress
 from rlhf.rewards.functions import call_function, import_function
+from rlhf.rollout.contract import sampled
 from rlhf.rollout.noise import row_noise
 from rlhf.rollout.refinement import FeedbackColumn, FeedbackFunction, RefinerFunction, RefinerModel
 from rlhf.rollout.texts import RolloutTexts
@@ -97,7 +98,7 @@ def _sampled(
     for index in torch.arange(len(prompts)).split(max(config.micro_batch_size // refiner.samples, 1)):
         batch = prompts.batch(index, samples=refiner.samples, groups=index)
         noise = row_noise(batch.group, sampler.max_new_tokens, config.seed, "refine")
-        rollout = sampler.sample(actor, batch.to(place.runtime.device), noise.to(place.runtime.device))
+        rollout = sampled(sampler, actor, batch.to(place.runtime.device), noise.to(place.runtime.device))
         new = list(zip(texts.responses(rollout), rollout.ended.tolist(), strict=True))
         yield from (new[row : row + refiner.samples] for row in range(0, len(new), refiner.samples))
 

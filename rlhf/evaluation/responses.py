@@ -15,8 +15,8 @@ from rlhf.ops.kl import k1
 from rlhf.ops.logprobs import exact_kl
 from rlhf.rewards.functions import ScoreFunction, as_scores, call_function
 from rlhf.rewards.reward import Reward, expect_finite
+from rlhf.rollout.contract import ResponseSampler, sampled
 from rlhf.rollout.noise import row_noise
-from rlhf.rollout.sampler import Sampler
 from rlhf.rollout.texts import RolloutTexts
 
 
@@ -28,7 +28,7 @@ class Evaluator:
         *,
         prompts: PromptSet,
         texts: RolloutTexts,
-        sampler: Sampler,
+        sampler: ResponseSampler,
         reference: Actor,
         reward: Reward,
         judge: ScoreFunction | None,
@@ -60,7 +60,7 @@ class Evaluator:
             bare = self.prompts.batch(part, samples=samples, groups=part).to(self.device)
             read = bare if asked is None else asked.batch(part, samples=samples, groups=part).to(self.device)
             noise = row_noise(bare.group, self.sampler.max_new_tokens, self.seed, "evaluate")
-            rollout = self.sampler.sample(actor, read, noise.to(self.device))
+            rollout = sampled(self.sampler, actor, read, noise.to(self.device))
             responses += self._measured(actor, rollout, rollout if asked is None else rollout.after(bare))
             progress(len(rollout))
         return responses

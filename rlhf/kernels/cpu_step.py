@@ -126,6 +126,14 @@ def advance(step: Step, tokens: Tensor) -> Tensor:
     return out
 
 
+def row_elements(step: Step) -> int:
+    """Numbers that a step holds of each of many rows."""
+    compiled = step_library()
+    assert compiled is not None
+    step.rows, step.threads = 1024, torch.get_num_threads()
+    return int(compiled.step_room(ctypes.byref(step))) // 1024
+
+
 def has_few_rows(states: Tensor, weight: Tensor) -> bool:
     """Whether :func:`few_rows` is there for these, and faster than torch's product."""
     few = math.prod(states.shape[:-1]) <= FEW and states.shape[-1] > 0

@@ -8,13 +8,14 @@ model gets no cache of transformers' own: a `DecodeCache` travels through it as 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rlhf.kernels.cpu_decode import decode_attention, has_attention
 from rlhf.models.decode_step import decode_step
@@ -94,13 +95,8 @@ class DecodeCache:
         rows = torch.arange(len(keys), device=keys.device)
         keys.transpose(1, 2)[rows, self.lengths] = key.squeeze(2)
         values.transpose(1, 2)[rows, self.lengths] = value.squeeze(2)
-        found = F.scaled_dot_product_attention(
-            query,
-            keys[:, :, : self.reach],
-            values[:, :, : self.reach],
-            attn_mask=self._seen(window),
-            scale=scale,
-            enable_gqa=query.shape[1] != keys.shape[1],
+        found = _attention(
+            query, keys[:, :, : self.reach], values[:, :, : self.reach], self._seen(window), scale
         )
         return found.transpose(1, 2)
 
@@ -126,6 +122,21 @@ Cache = DecodeCache | SharedCache
 """Of the rows of a decode loop: the second where the model's step is compiled."""
 
 
+def _attention(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scale: float) -> Tensor:
+    """One query a row, (B, heads, 1, D) → (B, heads, 1, D).
+
+    Heads that share keys stand where several queries would: no key is repeated for them. On a GPU the kernel
+    is named, for others refuse the mask, or choose their plan while a graph is captured.
+    """
+    grouped = query.reshape(*keys.shape[:2], -1, query.shape[3])  # (B, key heads, heads / key heads, D)
+    kernels = (
+        sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]) if query.is_cuda else nullcontext()
+    )
+    with kernels:
+        found = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=seen, scale=scale)
+    return found.reshape(*query.shape[:3], values.shape[3])
+
+
 def decodes(model: Any) -> bool:
     """Whether our attention can stand in for all of a model's: else transformers' own cache has to serve."""
     config = model.config
@@ -148,7 +159,7 @@ def our_attention(model: Any) -> Iterator[None]:
 
 
 def prefilled(model: Any, tokens: Tensor, mask: Tensor, *, room: int) -> tuple[Tensor, Cache]:
-    """Run the prompts, each run of equal ones once.
+    """Run the prompts into a cache of their own.
 
     Args:
         model: inside `our_attention`, in eval mode.
@@ -159,31 +170,70 @@ def prefilled(model: Any, tokens: Tensor, mask: Tensor, *, room: int) -> tuple[T
     Returns:
         (B, H) hidden states after the final norm at each prompt's last token, and the cache.
     """
+    lengths = mask.sum(1)
+    longest = int(lengths.max())
+    step = decode_step(model, longest + room)
+    if step is None:
+        cache = DecodeCache(columns=longest + room, lengths=lengths, reach=longest)
+        return prefill(model, tokens, mask, cache), cache
+    first = runs(tokens, mask)
+    prompt = first.long().cumsum(0) - 1  # (B,) which of the different prompts
+    once = DecodeCache(columns=longest, lengths=lengths[first], reach=longest)
+    states = prefill(model, tokens[first], mask[first], once)[prompt]
+    return states, SharedCache.after(step, once.buffers, lengths[first], prompt, room)
+
+
+def prefill(model: Any, tokens: Tensor, mask: Tensor, cache: DecodeCache) -> Tensor:
+    """Run the prompts into ``cache``, which knows their lengths; each run of equal ones once.
+
+    A pass takes `pass_tokens` of them, so that what it holds does not grow with the batch.
+
+    Returns:
+        (B, H) hidden states after the final norm at each prompt's last token.
+    """
+    first = runs(tokens, mask)
+    prompt = first.long().cumsum(0) - 1  # (B,) which of the different prompts
+    tokens, mask = tokens[first], mask[first]
+    most, last = pass_tokens(tokens.device), []
+    for part in _parts(mask.sum(1).tolist(), most):
+        packed = Packed.of(tokens[part], mask[part])
+        cache.placement = _placement(prompt - part.start, mask[part].sum(1), packed)
+        states = packed.states(model, decode_cache=cache)
+        last.append(states[packed.place[packed.rows.bounds[1:] - 1]])
+    cache.placement = None
+    return torch.cat(last)[prompt]
+
+
+def runs(tokens: Tensor, mask: Tensor) -> Tensor:
+    """(B,) bool, whether a row of (B, P) prompts is another one than the row before it."""
     tokens = tokens.masked_fill(~mask, 0)
     first = torch.ones_like(mask[:, 0])
     first[1:] = (tokens[1:] != tokens[:-1]).any(1) | (mask[1:] != mask[:-1]).any(1)
-    prompt = first.long().cumsum(0) - 1  # (B,) which of the different prompts
-    tokens, mask = tokens[first], mask[first]
-    lengths = mask.sum(1)
-    packed, longest = Packed.of(tokens, mask), int(lengths.max())
-    step = decode_step(model, longest + room)
-    rows = prompt if step is None else torch.arange(len(lengths))  # that get the prompts' keys and values
-    cache = DecodeCache(
-        columns=longest + (room if step is None else 0),
-        lengths=lengths[rows],
-        reach=longest,
-        placement=_placement(rows, lengths, packed),
-    )
-    states = packed.states(model, decode_cache=cache)[packed.place[packed.rows.bounds[1:] - 1]][prompt]
-    cache.placement = None
-    if step is None:
-        return states, cache
-    return states, SharedCache.after(step, cache.buffers, lengths, prompt, room)
+    return first
+
+
+def pass_tokens(device: torch.device) -> int:
+    """Tokens of prompts that run at a time: enough for full speed, and for little memory."""
+    return 512 if device.type == "cpu" else 8192
+
+
+def _parts(lengths: list[int], most: int) -> Iterator[slice]:
+    """Neighbours with ``most`` tokens together, or one that has more."""
+    start, held = 0, 0
+    for row, length in enumerate(lengths):
+        if held and held + length > most:
+            yield slice(start, row)
+            start, held = row, 0
+        held += length
+    yield slice(start, len(lengths))
 
 
 def _placement(prompt: Tensor, lengths: Tensor, packed: Packed) -> Placement:
+    """Of the rows whose prompt, by its number, is one of those that are packed."""
+    count = len(lengths)
+    reach = torch.where((prompt >= 0) & (prompt < count), lengths[prompt.clamp(0, count - 1)], 0)  # (B,)
     column = torch.arange(int(lengths.max()), device=prompt.device)
-    row, column = (column < lengths[prompt].unsqueeze(1)).nonzero(as_tuple=True)
+    row, column = (column < reach.unsqueeze(1)).nonzero(as_tuple=True)
     source = packed.place[packed.rows.bounds[prompt[row]] + column]
     return Placement(source=source, row=row, column=column)
 
@@ -202,6 +252,13 @@ def advanced(model: Any, tokens: Tensor, cache: Cache) -> Tensor:
     if isinstance(cache, SharedCache):
         return cache.advance(tokens)
     cache.reach += 1
+    states = stepped(model, tokens, cache)
+    cache.lengths = cache.lengths + 1
+    return states
+
+
+def stepped(model: Any, tokens: Tensor, cache: DecodeCache) -> Tensor:
+    """As :func:`advanced`, for a cache that reaches far enough and whose lengths the caller raises."""
     output = model.base_model(
         input_ids=tokens.unsqueeze(1),
         attention_mask=tokens.new_ones(
@@ -211,8 +268,8 @@ def advanced(model: Any, tokens: Tensor, cache: Cache) -> Tensor:
         use_cache=False,
         decode_cache=cache,
     )
-    cache.lengths = cache.lengths + 1
-    return output.last_hidden_state[:, 0]
+    states: Tensor = output.last_hidden_state[:, 0]
+    return states
 
 
 def token_bytes(model: Any) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from rlhf.kernels.cpu_step import Activation, Layer, Linear, Norm, Step, has_step
+from rlhf.kernels.cpu_step import Activation, Layer, Linear, Norm, Step, has_step, row_elements
 
 ROTATED = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 LEARNT = {"GPT2LMHeadModel"}
@@ -35,6 +35,16 @@ class DecodeStep:
     step: Step
     layers: ctypes.Array[Layer]
     kept: list[Tensor]
+
+    @property
+    def row_bytes(self) -> int:
+        """What a step holds of each row."""
+        return row_elements(self.step) * 4 + self.state_bytes
+
+    @property
+    def state_bytes(self) -> int:
+        """Of a row's state, before or after the last layer."""
+        return int(self.step.width) * 4
 
 
 def decode_step(model: Any, columns: int) -> DecodeStep | None:

@@ -10,12 +10,10 @@ from torch import Tensor
 
 from rlhf.batch import PromptBatch
 from rlhf.models.actor import Actor
-from rlhf.models.decode_cache import advanced, prefilled, token_bytes
+from rlhf.models.decode_cache import advanced, prefilled
 from rlhf.rollout.decoding import Decoding
+from rlhf.rollout.memory import KEPT
 from rlhf.rollout.responses import Responses, Steps, Stops
-
-KEPT = 0.8
-"""Share of its rows that, when no more are alive, makes a smaller batch: few copies, and few dead rows."""
 
 
 def decode_loop(
@@ -70,26 +68,3 @@ def decode_loop(
 def patience(device: torch.device) -> int:
     """Steps between two looks at which rows are alive: a look makes the host wait for an accelerator."""
     return 1 if device.type == "cpu" else 8
-
-
-def rows_within(actor: Actor, prompts: PromptBatch, length: int, memory: int) -> int:
-    """How many rows may be decoded at a time.
-
-    Args:
-        actor: in eval mode, its model inside `rlhf.models.decode_cache.our_attention`.
-        prompts: of which the longest counts.
-        length: T, tokens of a response at most.
-        memory: bytes for all caches and logits.
-
-    Raises:
-        ValueError: not even one.
-    """
-    row = row_bytes(actor, int(prompts.mask.sum(1).max()) + length)
-    if memory < row:
-        raise ValueError(f"one row's caches and logits take {row} bytes, and {memory} are given: give more")
-    return memory // row
-
-
-def row_bytes(actor: Actor, columns: int) -> int:
-    """What a row of ``columns`` tokens takes: its share of caches and float32 logits."""
-    return token_bytes(actor.model) * columns + 4 * actor.vocabulary

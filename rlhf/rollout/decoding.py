@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf.kernels.drawing import Drawn, drawn
+from rlhf.kernels.drawing import Drawn, drawn, drawn_bytes
 
 
 @dataclass(kw_only=True, slots=True)
@@ -37,6 +37,10 @@ class Decoding(ABC):
             (B,) tokens, their log-probs under the distribution drawn from, and its entropies.
         """
 
+    def logit_bytes(self, device: torch.device) -> int:
+        """What a logit takes while a token is drawn, itself included."""
+        return 4
+
 
 @dataclass(kw_only=True, slots=True)
 class Sampling(Decoding):
@@ -52,6 +56,10 @@ class Sampling(Decoding):
     def draw(self, logits: Tensor, noise: Tensor) -> Drawn:
         """Invert the cumulative distribution."""
         return drawn(logits, noise, temperature=self.temperature)
+
+    def logit_bytes(self, device: torch.device) -> int:
+        """As the draw does."""
+        return drawn_bytes(device)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -84,6 +92,11 @@ class Truncated(Decoding):
     def draw(self, logits: Tensor, noise: Tensor) -> Drawn:
         """Invert the cumulative distribution of what is kept."""
         return drawn(logits, noise, temperature=self.temperature, floors=self.floors(logits))
+
+    def logit_bytes(self, device: torch.device) -> int:
+        """A sort and float64 sums for top-p; where the draw is torch's, a copy without what is cut off."""
+        least = drawn_bytes(device)
+        return max(36 if self.top_p < 1.0 else 4, least if least == 4 else least + 4)
 
     def floors(self, logits: Tensor) -> Tensor:
         """(B,) the smallest logit of each row of (B, V) that is kept."""

@@ -12,8 +12,8 @@ from rlhf.batch import Rows
 from rlhf.kernels.drawing import Drawn
 from rlhf.rewards.texts import Decoder
 
-Columns = int | slice
-"""Which tokens of every response."""
+Columns = int | slice | Tensor
+"""Which tokens of every response: a number, (1,) on the device, or several."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,12 @@ from torch import Tensor, nn
 from rlhf.batch import PromptBatch, Rollout
 from rlhf.models.actor import Actor
 from rlhf.models.decode_cache import decodes, our_attention
-from rlhf.rollout.decode_loop import decode_loop, rows_within
-from rlhf.rollout.decoding import Decoding, Sampling
+from rlhf.models.static_cache import repeats
+from rlhf.rollout.decode_loop import decode_loop
+from rlhf.rollout.decoding import Decoding, Greedy, Sampling
+from rlhf.rollout.graph_loop import graph_loop
+from rlhf.rollout.graphs import Graphs
+from rlhf.rollout.memory import Plan
 from rlhf.rollout.mixed_loop import mixed_loop
 from rlhf.rollout.padded_loop import padded_loop
 from rlhf.rollout.responses import Responses, Stops, StopStrings
@@ -32,7 +37,9 @@ class Sampler:
     stop: StopStrings | None = None
     """Texts that end a response too."""
     memory: int | None = None
-    """Bytes that caches and logits may take; more rows are decoded part by part. None sets no limit."""
+    """Bytes that decoding may take (`rlhf.rollout.memory`); more rows are decoded part by part. None: any."""
+    graphs: Graphs | None = None
+    """What a GPU has captured, kept from rollout to rollout; None launches every step from Python."""
 
     def __post_init__(self) -> None:
         if not self.end_ids or self.pad_id in self.end_ids:
@@ -58,6 +65,10 @@ class Sampler:
         if not isinstance(self.decoding, Sampling):
             raise ValueError(f"{type(self.decoding).__name__} has no temperature; training needs Sampling")
         return self.decoding.temperature
+
+    def greedy(self) -> Sampler:
+        """The same, with the most likely token everywhere."""
+        return replace(self, decoding=Greedy(max_new_tokens=self.max_new_tokens))
 
     @torch.no_grad()
     def sample(self, actor: Actor, prompts: PromptBatch, noise: Tensor) -> Rollout:
@@ -121,7 +132,7 @@ class Sampler:
         if self.memory is None or not decodes(actor.model):
             return len(prompts)
         with our_attention(actor.model):
-            return rows_within(actor, prompts, self.max_new_tokens, self.memory // 2)
+            return self.plan(actor, prompts).rows_within(self.memory // 2)
 
     def _rollout(self, prompts: PromptBatch, out: Responses) -> Rollout:
         length = int(out.mask.sum(1).max())
@@ -142,13 +153,35 @@ class Sampler:
             padded_loop(actor, prompts, noise, out, decoding=self.decoding, stops=stops)
             return
         with our_attention(actor.model):
-            most = len(noise)
-            if self.memory is not None:
-                most = rows_within(actor, prompts, self.max_new_tokens, self.memory)
-            for first in range(0, len(noise), most):
-                part = slice(first, first + most)
-                own = prompts.rows(torch.arange(first, min(first + most, len(noise)), device=noise.device))
-                decode_loop(actor, own, noise[part], out.slice(part), decoding=self.decoding, stops=stops)
+            loop, most = self._loop(actor, prompts)
+            for first in range(0, len(noise), most or len(noise)):
+                part = slice(first, first + (most or len(noise)))
+                own = prompts.rows(torch.arange(len(noise), device=noise.device)[part])
+                loop(actor, own, noise[part], out.slice(part), decoding=self.decoding, stops=stops)
+
+    def _loop(self, actor: Actor, prompts: PromptBatch) -> tuple[Callable[..., None], int | None]:
+        """How rows are decoded, and how many at a time; None for all."""
+        most = None if self.memory is None else self.plan(actor, prompts).rows_within(self.memory)
+        graphs = self._graphs(actor)
+        if graphs is None:
+            return decode_loop, most
+        columns = graphs.columns(actor, self._columns(prompts))
+        return partial(graph_loop, graphs=graphs, columns=columns, most=most), most
+
+    def plan(self, actor: Actor, prompts: PromptBatch) -> Plan:
+        """What it takes to decode rows of ``prompts``; the actor is in eval mode, inside `our_attention`."""
+        columns, graphs = self._columns(prompts), self._graphs(actor)
+        if graphs is not None:
+            columns = graphs.columns(actor, columns)
+        return Plan.of(actor, prompts, self.decoding, columns, captured=graphs is not None)
+
+    def _graphs(self, actor: Actor) -> Graphs | None:
+        """Where the actor's steps are kept, if they can be captured."""
+        return self.graphs if self.graphs is not None and repeats(actor.model) else None
+
+    def _columns(self, prompts: PromptBatch) -> int:
+        """Tokens of the longest row at most, prompt and response."""
+        return int(prompts.mask.sum(1).max()) + self.max_new_tokens
 
     def _stops(self, device: torch.device) -> Stops:
         return Stops(ends=torch.as_tensor(list(self.end_ids), device=device), strings=self.stop)
@@ -161,7 +194,7 @@ class Sampler:
             raise ValueError(
                 "Sampler: every prompt needs a token in its last column (left padding, not empty)"
             )
-        longest = int(prompts.mask.sum(1).max())
+        longest = self._columns(prompts) - self.max_new_tokens
         if actor.context is not None and longest + self.max_new_tokens > actor.context:
             raise ValueError(
                 f"Sampler: a prompt of {longest} and {self.max_new_tokens} new tokens exceed the context of "

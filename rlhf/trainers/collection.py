@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,9 +18,8 @@ from rlhf.models.actor import Actor
 from rlhf.ops.baselines import unequal_groups
 from rlhf.rewards.mixture import named_scores, score_names
 from rlhf.rewards.reward import NotFinite, Reward
-from rlhf.rollout.decoding import Greedy
+from rlhf.rollout.contract import ResponseSampler, sampled
 from rlhf.rollout.noise import row_noise
-from rlhf.rollout.sampler import Sampler
 from rlhf.rollout.texts import RolloutTexts
 from rlhf.trainers.faults import Faults, Row
 from rlhf.trainers.micro_batches import dealt
@@ -94,7 +93,7 @@ class Collector:
         *,
         sampling_actor: Callable[[], Actor],
         reward: Reward,
-        sampler: Sampler,
+        sampler: ResponseSampler,
         prompts: Prompts,
         sizes: Sizes,
         draws: int | None,
@@ -149,17 +148,17 @@ class Collector:
         """Responses to ``prompts`` from the actor's present weights, or from another ``actor``."""
         noise = row_noise(prompts.group, self.sampler.max_new_tokens, self.seed, stream)
         actor = self.sampling_actor() if actor is None else actor
-        return self.sampler.sample(actor, prompts.to(self.runtime.device), noise.to(self.runtime.device))
+        device = self.runtime.device
+        return sampled(self.sampler, actor, prompts.to(device), noise.to(device))
 
     def greedy(self, rollout: Rollout, clock: Clock) -> Scored:
         """The most likely response to each prompt of ``rollout``, one row a group."""
         first = torch.ones_like(rollout.group, dtype=torch.bool)
         first[1:] = rollout.group[1:] != rollout.group[:-1]  # the rows of a group stand together
         prompts, length = rollout.prompts.rows(first), self.sampler.max_new_tokens
-        sampler = replace(self.sampler, decoding=Greedy(max_new_tokens=length))
         noise = torch.zeros(len(prompts), length, dtype=torch.float64, device=prompts.tokens.device)
         with clock.phase("sample"):
-            found = sampler.sample(self.sampling_actor(), prompts, noise)
+            found = sampled(self.sampler.greedy(), self.sampling_actor(), prompts, noise)
         with clock.phase("score"):
             return self.score(found, self.train)
 

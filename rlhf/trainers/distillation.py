@@ -26,8 +26,8 @@ from rlhf.distributed.watch import WATCH
 from rlhf.metrics import Clock, Metrics
 from rlhf.models.actor import Actor
 from rlhf.models.comparison import Compared
+from rlhf.rollout.contract import MixingSampler, sampled
 from rlhf.rollout.noise import row_noise
-from rlhf.rollout.sampler import Sampler
 from rlhf.trainers.collection import Prompts, Sizes, drawn_prompts, named
 from rlhf.trainers.comparing import compared
 from rlhf.trainers.faults import SKIPPED, Faults, NonFinite
@@ -63,7 +63,7 @@ class DistillationTrainer:
         divergence: Divergence,
         mixture: Mixture,
         temperature: float,
-        sampler: Sampler,
+        sampler: MixingSampler,
         train: Prompts,
         test: Prompts | None,
         sizes: Sizes,
@@ -145,13 +145,13 @@ class DistillationTrainer:
         )
         turns, teacher = coins < self.beta, self.models.sampling_teacher
         if self.beta == 0:
-            rollout = self.sampler.sample(self.models.sampling_student(), prompts, noise)
+            rollout = sampled(self.sampler, self.models.sampling_student(), prompts, noise)
         elif teacher is None:
             raise ValueError(
                 f"the teacher is to write {self.beta:.3g} of {self.place}, and there is no copy of it"
             )
         elif self.beta == 1:
-            rollout = self.sampler.sample(teacher, prompts, noise)
+            rollout = sampled(self.sampler, teacher, prompts, noise)
         else:
             student = self.models.sampling_student()
             rollout = self.sampler.sample_from_both(student, teacher, prompts, noise, turns)
@@ -245,7 +245,7 @@ class DistillationTrainer:
         prompts = self.test.rows.batch(index, samples=1, groups=index).to(self.runtime.device)
         noise = row_noise(prompts.group, self.sampler.max_new_tokens, self.seed, "evaluation")
         student = self.models.sampling_student()
-        rollout = self.sampler.sample(student, prompts, noise.to(self.runtime.device))
+        rollout = sampled(self.sampler, student, prompts, noise.to(self.runtime.device))
         found = Metrics()
         for rows in self.cut(rollout.attention_mask.sum(1), rollout.group):
             part = rollout.rows(rows).trimmed()

@@ -27,7 +27,7 @@ from rlhf.metrics import Clock, Metrics
 from rlhf.models.actor import Actor
 from rlhf.ops.logprobs import TokenLogprobs
 from rlhf.rewards.reward import Reward
-from rlhf.rollout.sampler import Sampler
+from rlhf.rollout.contract import ResponseSampler
 from rlhf.seeding import generator
 from rlhf.trainers import rollout_metrics
 from rlhf.trainers.collection import Collected, Collector, Prompts, Scored, Sizes, named
@@ -96,7 +96,7 @@ class PolicyGradientTrainer:
         *,
         models: Models,
         algorithm: PolicyGradient,
-        sampler: Sampler,
+        sampler: ResponseSampler,
         train: Prompts,
         test: Prompts | None,
         sizes: Sizes,

@@ -14,7 +14,7 @@ from rlhf.distributed.engine import Engine
 from rlhf.distributed.engine_config import Inference
 from rlhf.models.scalar import state_values
 from rlhf.ops.logprobs import TokenLogprobs, exact_kl
-from rlhf.rollout.sampler import Sampler
+from rlhf.rollout.contract import ResponseSampler
 from rlhf.trainers.micro_batches import Cut
 
 Policy = Callable[..., Any]
@@ -59,7 +59,7 @@ class Scorer:
         actor: Engine,
         critic: Engine | None,
         reference: Inference | None,
-        sampler: Sampler,
+        sampler: ResponseSampler,
         cut: Cut,
         exact_kl: bool,
     ) -> None:

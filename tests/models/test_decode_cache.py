@@ -101,6 +101,30 @@ def test_equal_prompts_that_follow_each_other_run_once(model: Any) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("most", [1, 4, 6])
+def test_prompts_that_run_in_several_passes_have_the_same_states(
+    model: Any, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts of 2, 5, 2 and 3 tokens."""
+    seen: list[int] = []
+    with our_attention(model):
+        states, cache = prefilled(model, *padded(PROMPTS), room=1)
+        model.base_model.register_forward_pre_hook(
+            lambda _, __, given: seen.append(given["input_ids"].numel()), with_kwargs=True
+        )
+        monkeypatch.setattr(decode_cache, "pass_tokens", lambda device: most)
+        found, other = prefilled(model, *padded(PROMPTS), room=1)
+    assert seen == {1: [2, 5, 2, 3], 4: [2, 5, 2, 3], 6: [2, 5, 5]}[most]
+    torch.testing.assert_close(found, states, rtol=0, atol=1e-5)
+    stored, wanted = (
+        given.prompts if isinstance(given, SharedCache) else given.buffers for given in (other, cache)
+    )
+    for layer, buffers in wanted.items():
+        for part, right in zip(stored[layer], buffers, strict=True):
+            torch.testing.assert_close(part, right, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
 def test_token_0_is_no_padding(model: Any) -> None:
     with our_attention(model):
         states, cache = prefilled(model, *padded([[3, 4], [0, 3, 4], [0, 0, 3, 4]]), room=1)

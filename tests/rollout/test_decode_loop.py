@@ -10,9 +10,8 @@ from rlhf.batch import PromptBatch, Rollout
 from rlhf.kernels import drawing
 from rlhf.models import decode_cache
 from rlhf.models.actor import Actor
-from rlhf.models.decode_cache import our_attention, token_bytes
+from rlhf.models.decode_cache import our_attention
 from rlhf.rollout import decode_loop, sampler
-from rlhf.rollout.decode_loop import row_bytes, rows_within
 from rlhf.rollout.decoding import Decoding, Greedy, Sampling, Truncated
 from rlhf.rollout.sampler import Sampler
 
@@ -135,36 +134,17 @@ def test_a_batch_that_does_not_fit_is_decoded_in_parts(
     build: Build, kind: str, prompts: Prompts, noise: Noise, most: int
 ) -> None:
     actor, batch = build(kind), prompts(*ROWS)
-    with our_attention(actor.model):
-        row = row_bytes(actor, 5 + T)
-        assert row == (5 + T) * token_bytes(actor.model) + 4 * 11
-        assert rows_within(actor, batch, T, most * row + row - 1) == most
+    with our_attention(actor.eval().model):
+        memory = sampling().plan(actor, batch).bytes(most)
     wanted = sampling().sample(actor, batch, noise(B, T))
     parts: list[int] = []
     actor.head.register_forward_pre_hook(lambda _, given: parts.append(len(given[0])))
-    same(sampling(memory=most * row).sample(actor, batch, noise(B, T)), wanted)
+    same(sampling(memory=memory).sample(actor, batch, noise(B, T)), wanted)
     assert max(parts) == min(most, B)
 
 
-def test_the_buffers_take_what_was_planned(
-    build: Build, kind: str, prompts: Prompts, noise: Noise, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    actor, taken = build(kind), []
-    prefilled = decode_loop.prefilled
-
-    def watched(*given: object, **named: object) -> object:
-        states, cache = prefilled(*given, **named)  # type: ignore[arg-type]
-        taken.append(cache.bytes + 4 * actor.vocabulary * len(states))
-        return states, cache
-
-    monkeypatch.setattr(decode_loop, "prefilled", watched)
-    sampling().sample(actor, prompts(*ROWS), noise(B, T))
-    with our_attention(actor.model):
-        assert taken == [B * row_bytes(actor, 5 + T)]
-
-
 def test_too_little_memory_for_a_row_is_refused(build: Build, prompts: Prompts, noise: Noise) -> None:
-    with pytest.raises(ValueError, match=r"one row's caches and logits take \d+ bytes, and 100 are given"):
+    with pytest.raises(ValueError, match=r"decoding one row takes \d+ bytes, and 100 are given"):
         sampling(memory=100).sample(build("llama"), prompts(*ROWS), noise(B, T))
     with pytest.raises(ValueError, match=r"Sampler\.memory must be positive or None, got 0"):
         sampling(memory=0)

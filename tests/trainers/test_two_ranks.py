@@ -110,8 +110,16 @@ def work(folder: Path) -> dict[str, Any]:
     prompts = toy.next_prompts(build(toy, "ppo", Plain()))
     found["group"], found["index"] = prompts.group, prompts.index
     for name in ("plain", "zero3"):
+        found[f"responses {name}"] = responses(toy, ENGINES[name])
         found[f"resumed {name}"] = resumed(toy, ENGINES[name], folder / name)
     return found
+
+
+def responses(toy: ModuleType, engine: EngineConfig) -> list[tuple[int, list[int]]]:
+    """This rank's next rollout: each response's group and tokens."""
+    rollout = toy.next_rollout(build(toy, "rloo", engine))
+    rows = zip(rollout.group.tolist(), rollout.responses, rollout.mask, strict=True)
+    return [(group, tokens[mask].tolist()) for group, tokens, mask in rows]
 
 
 def resumed(toy: ModuleType, engine: EngineConfig, folder: Path) -> list[list[dict[str, Tensor]]]:
@@ -170,6 +178,16 @@ def test_ranks_share_the_prompts_and_split_no_group(found: list[Any], toy: Modul
     assert torch.equal(found[0]["group"], whole.group[0::2])
     assert torch.equal(found[1]["group"], whole.group[1::2])
     assert torch.equal(found[0]["index"], whole.index[0::2])
+
+
+@pytest.mark.parametrize("engine", ["plain", "zero3"])
+def test_a_row_gets_the_same_tokens_on_two_ranks(found: list[Any], toy: ModuleType, engine: str) -> None:
+    """Eight prompts with two responses each, dealt by prompt."""
+    alone = responses(toy, Plain())
+    both = [rank[f"responses {engine}"] for rank in found]
+    assert sorted(both[0] + both[1]) == sorted(alone)
+    assert len({group for group, _ in alone}) == 8
+    assert [len(rows) for rows in both] == [8, 8]
 
 
 @pytest.mark.parametrize("engine", ["plain", "zero3"])
