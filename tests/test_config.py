@@ -285,6 +285,7 @@ OUT_OF_RANGE = [
     ("generate", "best_of=2"),
     ("generate", "micro_batch_size=0"),
     ("evaluate", "best_of=[16,0]"),
+    ("rank", "ridge=-1"),
     ("select", "selection=top selection.fraction=0"),
     ("select", "selection=quantiles selection.count=1"),
     ("select", "selection=pairs selection.margin=-1"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rlhf.config.checks import expect_positive
+from rlhf.data.comparisons import ComparisonData
 from rlhf.data.selections import Selection
 from rlhf.data.sets import PreferenceData, PromptData, SupervisedData
 from rlhf.models.sources import Pretrained
@@ -112,6 +113,24 @@ class Select:
     """Field with the score."""
     keep_cut: bool = False
     """Take responses that were cut off (ended: false) too, although training puts an end token after them."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Rank:
+    """``rlhf rank``: arms ranked from comparisons, and how far annotators agree."""
+
+    name: str = "???"
+    """Results go to runs/NAME; a folder with results in it is refused."""
+    data: ComparisonData = field(default_factory=ComparisonData)
+    """Who was compared with whom, and which was preferred."""
+    ridge: float = 0.0
+    """Precision of a Gaussian prior around 0 of each score; 0 is maximum likelihood, which needs every arm to
+    have lost to, or tied with, another one that can be reached from any."""
+
+    def __post_init__(self) -> None:
+        """Refuse a prior that pushes apart."""
+        if not 0 <= self.ridge < float("inf"):
+            raise ValueError(f"Rank.ridge must be finite and not negative, got {self.ridge}")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -37,7 +37,7 @@ def curves(metrics: Path, picture: Path, panels: Mapping[str, Sequence[str]] = P
     logged = {name for row in rows for name, value in row.items() if value is not None}
     kept = {title: [n for n in names if n in logged] for title, names in panels.items()}
     kept = {title: names for title, names in kept.items() if names}
-    plt = _pyplot()
+    plt = pyplot()
     columns = min(3, len(kept))
     height = math.ceil(len(kept) / columns)
     figure, axes = plt.subplots(
@@ -56,7 +56,7 @@ def curves(metrics: Path, picture: Path, panels: Mapping[str, Sequence[str]] = P
         axis.grid(alpha=0.3)
         if len(names) > 1:
             axis.legend(fontsize=7)
-    _save(figure, picture)
+    save(figure, picture)
 
 
 def comparison(
@@ -69,7 +69,7 @@ def comparison(
 
     The line on the right is the best of n responses of the reference, for every n of ``curve``.
     """
-    plt = _pyplot()
+    plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), constrained_layout=True)
     scores = [response.score for rows in responses.values() for response in rows]
     shared = {"bins": 40, "range": (min(scores), max(scores)), "density": True, "alpha": 0.5}
@@ -89,10 +89,11 @@ def comparison(
     right.set_ylabel("mean score")
     right.margins(x=0.15)
     right.grid(alpha=0.3)
-    _save(figure, picture)
+    save(figure, picture)
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """Matplotlib's, drawing into files."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -101,6 +102,7 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _save(figure: Any, picture: Path) -> None:
+def save(figure: Any, picture: Path) -> None:
+    """Write the figure and let it go."""
     figure.savefig(picture, dpi=110)
-    _pyplot().close(figure)
+    pyplot().close(figure)
