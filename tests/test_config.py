@@ -286,6 +286,8 @@ OUT_OF_RANGE = [
     ("generate", "micro_batch_size=0"),
     ("evaluate", "best_of=[16,0]"),
     ("rank", "ridge=-1"),
+    ("query", "count=0"),
+    ("query", "per_prompt=0"),
     ("select", "selection=top selection.fraction=0"),
     ("select", "selection=quantiles selection.count=1"),
     ("select", "selection=pairs selection.margin=-1"),

@@ -7,7 +7,7 @@ what ``--help`` shows beside it.
 
 from rlhf.config.composition import CONF, build, register
 from rlhf.config.groups import GROUPS
-from rlhf.config.offline import Evaluate, Generate, Rank, Refine, Score, Select
+from rlhf.config.offline import Evaluate, Generate, Query, Rank, Refine, Score, Select
 from rlhf.config.training import RL, SFT, Distill, Job, Preference, Reward
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Generate",
     "Job",
     "Preference",
+    "Query",
     "Rank",
     "Refine",
     "Reward",

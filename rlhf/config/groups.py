@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rlhf.algorithms import (
+    acquisitions,
     advantages,
     aggregation,
     corrections,
@@ -110,6 +111,12 @@ GROUPS: dict[str, dict[str, type]] = {
         "pairs": selections.Pairs,
         "all_pairs": selections.AllPairs,
         "labelled": selections.Labelled,
+    },
+    "acquisition": {
+        "random": acquisitions.Random,
+        "uncertainty": acquisitions.Uncertainty,
+        "disagreement": acquisitions.Disagreement,
+        "information_gain": acquisitions.InformationGain,
     },
     "divergence": {
         "forward_kl": divergences.ForwardKL,

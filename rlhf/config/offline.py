@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from rlhf.algorithms.acquisitions import Acquisition
 from rlhf.config.checks import expect_positive
 from rlhf.data.comparisons import ComparisonData
 from rlhf.data.selections import Selection
@@ -113,6 +114,37 @@ class Select:
     """Field with the score."""
     keep_cut: bool = False
     """Take responses that were cut off (ended: false) too, although training puts an end token after them."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Query:
+    """``rlhf query``: which pairs people should compare next."""
+
+    name: str = "???"
+    """They go to runs/NAME/queries.jsonl; a folder that has one is refused."""
+    seed: int = 0
+    """Orders pairs of equal value, and says which response is shown first."""
+    pool: str | None = None
+    """Rows of a prompt and two responses, a and b; null takes every two responses to a prompt in the first
+    file of scores."""
+    scores: list[str] = field(default_factory=list)
+    """Files of rlhf score, one for each reward model of the ensemble."""
+    score_field: str = "score"
+    """Field with the score."""
+    asked: list[str] = field(default_factory=list)
+    """Files of pairs that are not asked again, labelled or not: earlier queries, or chosen and rejected."""
+    acquisition: Acquisition
+    """What an answer is worth."""
+    count: int = 100
+    """Pairs wanted."""
+    per_prompt: int | None = None
+    """Most pairs of one prompt, so that they do not all say the same; null for any number."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that are not positive."""
+        expect_positive(self, "count")
+        if self.per_prompt is not None:
+            expect_positive(self, "per_prompt")
 
 
 @dataclass(kw_only=True, slots=True)
