@@ -10,6 +10,7 @@ by the components of ``rlhf query``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +31,18 @@ ACQUISITIONS: dict[str, Acquisition] = {
 FEATURES, MEMBERS = 12, 16
 POOL, HELD_OUT = 2000, 4000
 """Pairs."""
-SCALE = 1.5
-"""Standard deviation of each weight of the truth: the gap of two random responses has about 7 nats."""
+SCALES = (1.5, 0.3)
+"""Standard deviations of each weight of the truth: two random responses are some 7, or 1.5, nats apart."""
 LABELS, ROUND = 400, 10
 """Labels in all, and how many are asked between two fits."""
 SHARE = 0.7
 """Of the labels of random pairs, at most, for the same accuracy: the claim."""
 
 
-def curve(name: str, seed: int, *, labels: int = LABELS) -> list[float]:
+def curve(name: str, seed: int, *, scale: float, labels: int = LABELS) -> list[float]:
     """Accuracy on held-out pairs after ROUND, 2·ROUND, … labels, by the ensemble's mean."""
     random = generator(seed, "truth")
-    truth = SCALE * torch.randn(FEATURES, generator=random, dtype=torch.float64)
+    truth = scale * torch.randn(FEATURES, generator=random, dtype=torch.float64)
     pool, held_out = (
         torch.randn(2, pairs, FEATURES, generator=random, dtype=torch.float64).diff(dim=0)[0]
         for pairs in (POOL, HELD_OUT)
@@ -94,13 +95,14 @@ def labels_for(accuracies: Sequence[float], target: float) -> int:
     return ROUND * (below[-1] + 2 if below else 1)
 
 
-def measured(seed: int, *, labels: int = LABELS) -> list[dict[str, Any]]:
+def measured(seed: int, *, scale: float, labels: int = LABELS) -> list[dict[str, Any]]:
     """Of each acquisition: its accuracies, and the labels that it needs for the last one of random pairs."""
-    curves = {name: curve(name, seed, labels=labels) for name in ACQUISITIONS}
+    curves = {name: curve(name, seed, scale=scale, labels=labels) for name in ACQUISITIONS}
     target = curves["random"][-1]
     return [
         {
             "acquisition": name,
+            "scale": scale,
             "seed": seed,
             "target": target,
             "labels": labels_for(accuracies, target),
@@ -112,18 +114,25 @@ def measured(seed: int, *, labels: int = LABELS) -> list[dict[str, Any]]:
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: mean ± standard error over the seeds, a row an acquisition."""
+    """Markdown: mean ± standard error over the seeds, a row for each scale and acquisition."""
     rows = [
-        ["acquisition", "labels for the accuracy of random pairs", "share", "accuracy at 100", "at the end"]
+        [
+            "scale",
+            "acquisition",
+            "labels for the accuracy of random pairs",
+            "share",
+            "accuracy at 100",
+            "at the end",
+        ]
     ]
     rows.append(["---"] * len(rows[0]))
-    for name in ACQUISITIONS:
-        own = [line for line in lines if line["acquisition"] == name]
+    for scale, name in product(SCALES, ACQUISITIONS):
+        own = [line for line in lines if (line["scale"], line["acquisition"]) == (scale, name)]
         labels, share = ([line[key] for line in own] for key in ("labels", "share"))
         early = [line["accuracies"][100 // ROUND - 1] for line in own]
         last = [line["accuracies"][-1] for line in own]
         cells = [_shown(labels, 0), _shown(share, 3), _shown(early, 4), _shown(last, 4)]
-        rows.append([name, *cells])
+        rows.append([f"{scale:g}", name, *cells])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
@@ -139,16 +148,18 @@ def picture(lines: Sequence[Mapping[str, Any]], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axis = pyplot.subplots(figsize=(5.6, 3.8), constrained_layout=True)
-    for name in ACQUISITIONS:
-        curves = [line["accuracies"] for line in lines if line["acquisition"] == name]
-        points = [mean_and_error(numbers) for numbers in zip(*curves, strict=True)]
-        labels = [ROUND * (number + 1) for number in range(len(points))]
-        means, errors = zip(*points, strict=True)
-        axis.errorbar(labels, means, yerr=errors, label=name, linewidth=1)
-    axis.set_xlabel("labels")
-    axis.set_ylabel("accuracy on held-out pairs, against the truth")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    figure, axes = pyplot.subplots(1, len(SCALES), figsize=(9.6, 3.8), constrained_layout=True)
+    for axis, scale in zip(axes, SCALES, strict=True):
+        for name in ACQUISITIONS:
+            own = [line for line in lines if (line["scale"], line["acquisition"]) == (scale, name)]
+            columns = zip(*(line["accuracies"] for line in own), strict=True)
+            means, errors = zip(*map(mean_and_error, columns), strict=True)
+            labels = [ROUND * (number + 1) for number in range(len(means))]
+            axis.errorbar(labels, means, yerr=errors, label=name, linewidth=1)
+        axis.set_title(f"weights of the truth: {scale:g}")
+        axis.set_xlabel("labels")
+        axis.set_ylabel("accuracy on held-out pairs")
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
