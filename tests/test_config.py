@@ -45,6 +45,7 @@ COMPANIONS = {
         for name in ("leave_one_out", "group_relative", "whitened_group_deviation")
     },
     "algorithm=ppo_ptx": ("pretraining.data.path=texts",),
+    "reward=endpoint": ("reward.url=http://127.0.0.1:8420",),
     "reward=mixture": ("+reward@reward.parts.right=exact_match", "+reward.weights.right=1.0"),
 }
 """What a choice cannot do without."""
@@ -287,6 +288,9 @@ OUT_OF_RANGE = [
     ("evaluate", "best_of=[16,0]"),
     ("rank", "ridge=-1"),
     ("query", "count=0"),
+    ("serve", "port=70000"),
+    ("serve", "max_length=0"),
+    ("serve", "limits.max_rows=0"),
     ("query", "per_prompt=0"),
     ("select", "selection=top selection.fraction=0"),
     ("select", "selection=quantiles selection.count=1"),

@@ -26,10 +26,11 @@ from rlhf.models.actor import Actor
 from rlhf.models.loading import expect_same_vocabulary, load_scalar_model
 from rlhf.models.saving import save_model
 from rlhf.models.sources import Pretrained
+from rlhf.rewards.endpoint import EndpointReward
 from rlhf.rewards.functions import import_function
 from rlhf.rewards.mixture import MixtureReward
 from rlhf.rewards.reward import FunctionReward, ModelReward, Reward
-from rlhf.rewards.sources import RewardFunction, RewardMixture, RewardModel, RewardSource
+from rlhf.rewards.sources import RewardEndpoint, RewardFunction, RewardMixture, RewardModel, RewardSource
 from rlhf.rewards.verifiers import Verifier
 from rlhf.rollout.decoding import Decoding
 from rlhf.rollout.responses import StopStrings
@@ -125,6 +126,9 @@ def load_reward(
     if isinstance(source, RewardFunction):
         function, limit = import_function(source.function), source.timeout_seconds
         return FunctionReward(function=function, name=source.function, timeout_seconds=limit)
+    if isinstance(source, RewardEndpoint):
+        variable = source.token_variable
+        return EndpointReward(source=source, token=None if variable is None else runtime.secret(variable))
     if isinstance(source, Verifier):
         return FunctionReward(function=source, name=type(source).__name__)
     if not isinstance(source, RewardModel):
@@ -140,6 +144,14 @@ def load_reward(
     if actor is not None:
         expect_same_vocabulary(actor, model)
     return ModelReward(model=engine.inference(model, "reward model"), micro_rows=micro_rows)
+
+
+def reward_tokenizer(source: RewardSource) -> str | None:
+    """Folder of the tokenizer that a reward brings with it, if it is, or has, a model."""
+    if isinstance(source, RewardMixture):
+        found = (reward_tokenizer(part) for part in source.parts.values())
+        return next((folder for folder in found if folder is not None), None)
+    return Pretrained(path=source.path).folder if isinstance(source, RewardModel) else None
 
 
 def copy_for_sampling(actor: Actor, engine: EngineConfig) -> Actor:

@@ -7,7 +7,7 @@ what ``--help`` shows beside it.
 
 from rlhf.config.composition import CONF, build, register
 from rlhf.config.groups import GROUPS
-from rlhf.config.offline import Evaluate, Generate, Query, Rank, Refine, Score, Select
+from rlhf.config.offline import Evaluate, Generate, Query, Rank, Refine, Score, Select, Serve
 from rlhf.config.training import RL, SFT, Distill, Job, Preference, Reward
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Reward",
     "Score",
     "Select",
+    "Serve",
     "build",
     "register",
 ]

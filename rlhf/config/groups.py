@@ -23,7 +23,7 @@ from rlhf.models.sources import Pretrained, TinyGPT2, TinyLlama
 from rlhf.rewards.instructions import Instructions
 from rlhf.rewards.math_expression import MathExpression
 from rlhf.rewards.reasoning_gym import ReasoningGym
-from rlhf.rewards.sources import NoReward, RewardFunction, RewardMixture, RewardModel
+from rlhf.rewards.sources import NoReward, RewardEndpoint, RewardFunction, RewardMixture, RewardModel
 from rlhf.rewards.unit_tests import UnitTests
 from rlhf.rewards.verifiers import ExactMatch, Format, MathAnswer
 from rlhf.rollout.decoding import Greedy, Sampling, Truncated
@@ -92,6 +92,7 @@ GROUPS: dict[str, dict[str, type]] = {
     "reward": {
         "model": RewardModel,
         "function": RewardFunction,
+        "endpoint": RewardEndpoint,
         "mixture": RewardMixture,
         "exact_match": ExactMatch,
         "math_answer": MathAnswer,

@@ -10,6 +10,7 @@ from rlhf.data.comparisons import ComparisonData
 from rlhf.data.selections import Selection
 from rlhf.data.sets import PreferenceData, PromptData, SupervisedData
 from rlhf.models.sources import Pretrained
+from rlhf.rewards.server import Limits
 from rlhf.rewards.sources import NoReward, RewardSource
 from rlhf.rollout.decoding import Decoding, Sampling
 from rlhf.rollout.refinement import FeedbackSource, Refiner
@@ -98,6 +99,32 @@ class Score(Offline):
     """Folder or name; null takes the reward model's own."""
     data: SupervisedData = field(default_factory=SupervisedData)
     """Rows with a prompt and a response."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Serve(Offline):
+    """``rlhf serve``: a reward behind HTTP."""
+
+    tokenizer: str | None = None
+    """Folder or name; null takes the reward model's own, and none where no model reads."""
+    host: str = "127.0.0.1"
+    """Name or address to listen at; one that other machines can reach needs a token."""
+    port: int = 8420
+    """Port to listen at; 0 takes any that is free."""
+    token_variable: str | None = None
+    """Environment variable with the bearer token that requests must bring; null asks for none."""
+    max_length: int | None = None
+    """Most tokens of a prompt with its response; longer ones are refused. Null takes the model's context."""
+    limits: Limits = field(default_factory=Limits)
+    """What one client may ask for, and how requests are put together."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no port, and a length that is not positive."""
+        Offline.__post_init__(self)
+        if not 0 <= self.port < 1 << 16:
+            raise ValueError(f"Serve.port must be from 0 to 65535, got {self.port}")
+        if self.max_length is not None:
+            expect_positive(self, "max_length")
 
 
 @dataclass(kw_only=True, slots=True)
