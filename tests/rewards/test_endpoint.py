@@ -8,11 +8,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from rlhf.batch import Rollout, SequenceBatch
 from rlhf.rewards.asked import Asked, Scorer, TextScorer
@@ -27,12 +30,20 @@ from tests.trainers import toy
 CPU = torch.device("cpu")
 
 
+def tokenizer() -> PreTrainedTokenizerFast:
+    """The toy's, which writes a begin token."""
+    made = toy.tokenizer()
+    begin = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", toy.BOS)])
+    made.backend_tokenizer.post_processor = begin
+    return made
+
+
 def model_reward() -> ModelReward:
     return ModelReward(model=toy.scalar(), micro_rows=64)
 
 
 def text_scorer(reward: Any, max_length: int | None = 40) -> TextScorer:
-    return TextScorer(reward=reward, tokenizer=toy.tokenizer(), max_length=max_length, device=CPU)
+    return TextScorer(reward=reward, tokenizer=tokenizer(), max_length=max_length, device=CPU)
 
 
 def function(call: Any) -> FunctionReward:
@@ -96,10 +107,10 @@ class Texts:
     """The rows as text, and a column each."""
 
     def prompts(self, rollout: Rollout) -> list[str]:
-        return [toy.tokenizer().decode(prompt[1:]) for prompt, _ in ROWS]
+        return [tokenizer().decode(prompt[1:]) for prompt, _ in ROWS]
 
     def responses(self, rollout: Rollout) -> list[str]:
-        return [toy.tokenizer().decode(response, skip_special_tokens=True) for _, response in ROWS]
+        return [tokenizer().decode(response, skip_special_tokens=True) for _, response in ROWS]
 
     def columns(self, rollout: Rollout) -> list[dict[str, Any]]:
         return [{"answer": response} for response in ("c d", "wrong", "", "h g f")]
@@ -120,10 +131,10 @@ def test_two_hundred_clients_at_once_get_their_own_scores() -> None:
     ]
     expected = []
     for prompt, response in texts:  # one by one, without padding
-        tokens = torch.tensor([toy.tokenizer().encode(f"<bos> {prompt} {response} <eos>")])
+        tokens = torch.tensor([tokenizer().encode(f"{prompt} {response} <eos>")])
         everything = torch.ones_like(tokens, dtype=torch.bool)
         alone = SequenceBatch(tokens=tokens, attention_mask=everything, mask=~everything)
-        expected.append(reward.sequences(alone, toy.tokenizer()).item())
+        expected.append(reward.sequences(alone, tokenizer()).item())
     found: dict[int, float] = {}
     together = threading.Barrier(200)
 
@@ -150,11 +161,25 @@ def test_a_rollout_is_scored_as_without_the_endpoint() -> None:
     verifier = FunctionReward(function=ExactMatch(), name="ExactMatch")
     mixture = MixtureReward(parts={"a": model_reward(), "b": verifier}, weights={"a": 0.5, "b": -2.0})
     for reward in (model_reward(), verifier, mixture):
-        with serving(text_scorer(reward)) as endpoint:
-            for size in (1, 3, 64):
-                found = client(endpoint.url, batch_size=size)(rollout(), Texts())
-                torch.testing.assert_close(found, reward(rollout(), Texts()), rtol=1e-4, atol=1e-5)
+        for found in answered(text_scorer(reward), sizes=(1, 3, 64)):
+            torch.testing.assert_close(found, reward(rollout(), Texts()), rtol=1e-4, atol=1e-5)
     assert verifier(rollout(), Texts()).tolist() == [1, 0, 0, 1]
+
+
+def answered(score: Scorer, sizes: tuple[int, ...]) -> list[torch.Tensor]:
+    """The rollout's scores, in requests of each size; served on this thread, where verifiers' limits work."""
+    endpoint = Endpoint(score, host="127.0.0.1", port=0, token=None, limits=Limits())
+
+    def ask() -> list[torch.Tensor]:
+        try:
+            return [client(endpoint.url, batch_size=size)(rollout(), Texts()) for size in sizes]
+        finally:
+            endpoint.stop()
+
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(ask)
+        endpoint.serve()
+        return found.result()
 
 
 def test_rows_of_a_file_are_scored_as_without_the_endpoint() -> None:
@@ -170,8 +195,8 @@ def test_rows_of_a_file_are_scored_as_without_the_endpoint() -> None:
     )
     reward = model_reward()
     with serving(text_scorer(reward)) as endpoint:
-        found = client(endpoint.url).sequences(batch, toy.tokenizer())
-    torch.testing.assert_close(found, reward.sequences(batch, toy.tokenizer()), rtol=1e-4, atol=1e-5)
+        found = client(endpoint.url).sequences(batch, tokenizer())
+    torch.testing.assert_close(found, reward.sequences(batch, tokenizer()), rtol=1e-4, atol=1e-5)
 
 
 def test_health_counts_what_was_done() -> None:
