@@ -46,7 +46,7 @@ def health(port: int) -> dict[str, Any] | None:
 
 
 class Server:
-    """A process that serves the tiny reward model; requests take a tenth of a second, to be caught in time."""
+    """A process that serves the tiny reward model; each request takes a tenth of a second."""
 
     def __init__(self, workspace: Any, port: int) -> None:
         self.port = port
