@@ -9,6 +9,7 @@ from rlhf.cli.application import Command, Place
 from rlhf.cli.pieces import load_reward, reward_tokenizer, single_process
 from rlhf.cli.room import Longest, context_of
 from rlhf.config import Serve
+from rlhf.data.asked import Reader
 from rlhf.data.tokenizers import load_tokenizer
 from rlhf.distributed import runtime
 from rlhf.distributed.engine_config import Plain
@@ -53,8 +54,7 @@ def _scorer(config: Serve, place: Place) -> TextScorer:
     )
     return TextScorer(
         reward=reward,
-        tokenizer=tokenizer,
-        max_length=config.max_length or _context(reward),
+        reader=Reader(tokenizer=tokenizer, max_length=config.max_length or _context(reward)),
         device=place.runtime.device,
     )
 

@@ -21,7 +21,8 @@ from typing import Any
 
 from torch import Tensor
 
-from rlhf.rewards.asked import Asked, Scorer
+from rlhf.data.asked import Asked
+from rlhf.rewards.asked import Scorer
 from rlhf.rewards.reward import NotFinite, expect_finite
 
 POLL: float = 0.05

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+from rlhf.data.asked import Reader
 from rlhf.rewards.asked import TextScorer
 from rlhf.rewards.reward import FunctionReward
 from rlhf.rewards.server import Endpoint, Limits
@@ -170,8 +171,7 @@ def test_scores_come_with_a_token_that_no_file_holds(
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     score = TextScorer(
         reward=FunctionReward(function=call, name="call"),
-        tokenizer=None,
-        max_length=None,
+        reader=Reader(tokenizer=None, max_length=None),
         device=torch.device("cpu"),
     )
     monkeypatch.setenv("RLHF_TEST_TOKEN", "correct horse battery staple")

@@ -18,7 +18,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from rlhf.batch import Rollout, SequenceBatch
-from rlhf.rewards.asked import Asked, Scorer, TextScorer
+from rlhf.data.asked import Asked, Reader
+from rlhf.rewards.asked import Scorer, TextScorer
 from rlhf.rewards.endpoint import EndpointReward
 from rlhf.rewards.mixture import MixtureReward
 from rlhf.rewards.reward import FunctionReward, ModelReward, NotFinite
@@ -43,7 +44,7 @@ def model_reward() -> ModelReward:
 
 
 def text_scorer(reward: Any, max_length: int | None = 40) -> TextScorer:
-    return TextScorer(reward=reward, tokenizer=tokenizer(), max_length=max_length, device=CPU)
+    return TextScorer(reward=reward, reader=Reader(tokenizer=tokenizer(), max_length=max_length), device=CPU)
 
 
 def function(call: Any) -> FunctionReward:
