@@ -32,10 +32,11 @@ def query(config: Query, place: Place) -> None:
     account = Account()
     pairs = open_pairs(pool, (one for path in config.asked for one in pairs_of_file(path)), account)
     gaps = [
-        [gap(pair, table, path) for (_, table), path in zip(scored, config.scores, strict=True)]
+        [gap(pair, scores, path) for (_, scores), path in zip(scored, config.scores, strict=True)]
         for pair in pairs
     ]
-    values = config.acquisition(torch.tensor(gaps, dtype=torch.float64).reshape(len(pairs), -1)).tolist()
+    table = torch.tensor(gaps, dtype=torch.float64).reshape(len(pairs), len(scored))
+    values = config.acquisition(table).tolist()
     chosen = first_of(pairs, values, count=config.count, per_prompt=config.per_prompt, seed=config.seed)
     if not chosen:
         raise ValueError(f"no pair is left to be asked: {account}")
