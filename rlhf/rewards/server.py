@@ -31,6 +31,8 @@ GRACE: float = 2.0
 """Seconds that answers have to leave when the endpoint goes down."""
 IDLE: float = 30.0
 """Seconds that a client may take between two parts of its request."""
+LONGEST_NUMBER = 18
+"""Digits of a length."""
 CHUNK = 1 << 16
 """Bytes that are read at a time of a request that is too large."""
 
@@ -306,7 +308,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes:
         length, most = self.headers.get("Content-Length", ""), self.server.endpoint.limits.max_bytes
-        if not length.isdecimal():
+        if not length.isdecimal() or len(length) > LONGEST_NUMBER:
             raise Refused(HTTPStatus.LENGTH_REQUIRED, "Content-Length must say how long the request is")
         if int(length) > most:
             self._discard(int(length))  # a client that is still sending would not see the answer

@@ -57,8 +57,7 @@ class RewardEndpoint(RewardSource):
 
     def __post_init__(self) -> None:
         """Refuse what is no address, and times and counts out of range."""
-        address = urlsplit(self.url)
-        if self.url != "???" and (address.scheme not in ("http", "https") or not address.hostname):
+        if self.url != "???" and not _is_address(self.url):
             raise ValueError(f"RewardEndpoint.url must be as http://127.0.0.1:8420, got {self.url!r}")
         for name in ("timeout_seconds", "backoff_seconds", "batch_size"):
             if not 0 < getattr(self, name) < math.inf:
@@ -94,6 +93,17 @@ class RewardMixture(RewardSource):
 @dataclass(kw_only=True, slots=True)
 class NoReward(RewardSource):
     """Nothing is scored."""
+
+
+def _is_address(url: str) -> bool:
+    """Whether it has a scheme and a host, and nothing that a request would not use or a file must not hold."""
+    try:
+        address = urlsplit(url)
+        port = address.port
+    except ValueError:  # brackets, or a port, that are none
+        return False
+    extra = address.username or address.password or address.query or address.fragment
+    return address.scheme in ("http", "https") and bool(address.hostname) and port != 0 and not extra
 
 
 def _expect_part(name: str, part: RewardSource, weight: float) -> None:

@@ -371,6 +371,9 @@ def test_a_server_that_is_silent_is_given_up() -> None:
     ("fields", "message"),
     [
         ({"url": "127.0.0.1:80"}, r"RewardEndpoint.url must be as http://127.0.0.1:8420, got '127.0.0.1:80'"),
+        ({"url": "http://h:99999"}, "RewardEndpoint.url must be as"),
+        ({"url": "http://me:password@h"}, "RewardEndpoint.url must be as"),
+        ({"url": "http://h/a?b=c"}, "RewardEndpoint.url must be as"),
         ({"retries": -1}, "RewardEndpoint.retries must not be negative, got -1"),
         ({"batch_size": 0}, "RewardEndpoint.batch_size must be positive, got 0"),
         ({"timeout_seconds": 0.0}, "RewardEndpoint.timeout_seconds must be positive"),
