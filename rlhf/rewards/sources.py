@@ -96,7 +96,7 @@ class NoReward(RewardSource):
 
 
 def _is_address(url: str) -> bool:
-    """Whether it has a scheme and a host, and nothing that a request would not use or a file must not hold."""
+    """Whether it has a scheme and a host, and nothing that no request uses or no file may hold."""
     try:
         address = urlsplit(url)
         port = address.port
