@@ -61,13 +61,13 @@ def curve(name: str, seed: int, *, scale: float, labels: int = LABELS) -> list[f
             [queries[i] for i in left], values[left].tolist(), count=ROUND, per_prompt=None, seed=seed
         )
         asked += [left[i] for i in chosen]
-        members = fitted(pool[asked], answers[asked].double(), weights[:, asked], centres)
+        members = fitted(pool[asked], answers[asked].double(), weights[:, asked], centres, start=members)
         right = (held_out @ members.mean(0) > 0) == (held_out @ truth > 0)
         found.append(float(right.double().mean()))
     return found
 
 
-def fitted(pairs: Tensor, answers: Tensor, weights: Tensor, centres: Tensor) -> Tensor:
+def fitted(pairs: Tensor, answers: Tensor, weights: Tensor, centres: Tensor, *, start: Tensor) -> Tensor:
     """(M, F) minimisers of Σ w·loss + ½‖θ − centre‖², by Newton's method.
 
     Args:
@@ -75,12 +75,13 @@ def fitted(pairs: Tensor, answers: Tensor, weights: Tensor, centres: Tensor) -> 
         answers: (N,) 1 where the first was preferred.
         weights: (M, N) of each label, by member.
         centres: (M, F) of the prior.
+        start: (M, F) where the search begins.
     """
-    theta = centres.clone()
+    theta = start
     for _ in range(200):
         p = torch.sigmoid(theta @ pairs.T)  # (M, N)
         slope = (weights * (p - answers)) @ pairs + (theta - centres)
-        curvature = torch.einsum("mn,nf,ng->mfg", weights * p * (1 - p), pairs, pairs)
+        curvature = pairs.T @ ((weights * p * (1 - p))[:, :, None] * pairs)
         curvature = curvature + torch.eye(pairs.shape[1], dtype=torch.float64)
         step = torch.linalg.solve(curvature, slope)
         theta = theta - step / step.norm(dim=1, keepdim=True).clamp(min=1)  # it overshoots far out

@@ -104,7 +104,7 @@ def test_members_of_the_ensemble_minimise_their_weighted_loss() -> None:
     answers = (torch.rand(30, generator=generator) < 0.5).double()
     weights = torch.rand(2, 30, generator=generator, dtype=torch.float64)
     centres = torch.randn(2, 3, generator=generator, dtype=torch.float64)
-    theta = queries.fitted(pairs, answers, weights, centres).requires_grad_()
+    theta = queries.fitted(pairs, answers, weights, centres, start=centres).requires_grad_()
     loss = bradley_terry(theta @ pairs.T, torch.zeros(30), torch.zeros(30), answers)
     ((weights * loss).sum() + (theta - centres).square().sum() / 2).backward()
     assert theta.grad is not None
