@@ -9,7 +9,7 @@ by the components of ``rlhf query``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor
 from benchmarks.results import mean_and_error
 from rlhf.algorithms.acquisitions import Acquisition, Disagreement, InformationGain, Random, Uncertainty
 from rlhf.data.queries import Query, first_of
+from rlhf.ops.preference_losses import bradley_terry
 from rlhf.seeding import generator
 
 ACQUISITIONS: dict[str, Acquisition] = {
@@ -77,6 +78,12 @@ def fitted(pairs: Tensor, answers: Tensor, weights: Tensor, centres: Tensor, *, 
         centres: (M, F) of the prior.
         start: (M, F) where the search begins.
     """
+
+    def loss(theta: Tensor) -> Tensor:
+        gaps = theta @ pairs.T
+        nats = bradley_terry(gaps, torch.zeros_like(gaps), torch.zeros_like(gaps), answers)
+        return (weights * nats).sum(1) + (theta - centres).square().sum(1) / 2
+
     theta = start
     for _ in range(200):
         p = torch.sigmoid(theta @ pairs.T)  # (M, N)
@@ -84,10 +91,18 @@ def fitted(pairs: Tensor, answers: Tensor, weights: Tensor, centres: Tensor, *, 
         curvature = pairs.T @ ((weights * p * (1 - p))[:, :, None] * pairs)
         curvature = curvature + torch.eye(pairs.shape[1], dtype=torch.float64)
         step = torch.linalg.solve(curvature, slope)
-        theta = theta - step / step.norm(dim=1, keepdim=True).clamp(min=1)  # it overshoots far out
+        theta = theta - _shortened(step, theta, loss)
         if step.abs().max() < 1e-9:
             return theta
     raise ValueError("fitted: Newton's method did not settle")
+
+
+def _shortened(step: Tensor, theta: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """The step of each member, halved until its loss is no higher, but for rounding."""
+    highest = loss(theta) + 1e-9
+    while (too_far := loss(theta - step) > highest).any():
+        step = torch.where(too_far[:, None], step / 2, step)
+    return step
 
 
 def labels_for(accuracies: Sequence[float], target: float) -> int:
