@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from rlhf.algorithms.acquisitions import Acquisition
 from rlhf.config.checks import expect_positive
-from rlhf.data.comparisons import ComparisonData
+from rlhf.data.outcomes import OutcomeData
 from rlhf.data.selections import Selection
 from rlhf.data.sets import PreferenceData, PromptData, SupervisedData
 from rlhf.models.sources import Pretrained
@@ -180,7 +180,7 @@ class Rank:
 
     name: str = "???"
     """Results go to runs/NAME; a folder with results in it is refused."""
-    data: ComparisonData = field(default_factory=ComparisonData)
+    data: OutcomeData = field(default_factory=OutcomeData)
     """Who was compared with whom, and which was preferred."""
     ridge: float = 0.0
     """Precision of a Gaussian prior around 0 of each score; 0 is maximum likelihood, which needs every arm to

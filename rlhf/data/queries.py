@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from rlhf.data.comparisons import SIDES
+from rlhf.data.outcomes import SIDES
 from rlhf.data.rows import Prompt, preference_row
 from rlhf.data.scored import Account, ScoredRow, scored_rows
 from rlhf.data.sources import Row, read_rows

@@ -10,7 +10,7 @@ from itertools import combinations
 
 import torch
 
-from rlhf.data.comparisons import Comparison
+from rlhf.data.outcomes import Comparison
 from rlhf.evaluation.report import markdown
 from rlhf.ops.agreement import cohen_kappa, fleiss_kappa, krippendorff_alpha
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.data.comparisons import Comparison
+from rlhf.data.outcomes import Comparison
 from rlhf.evaluation.annotators import AnnotatorAgreement
 from rlhf.evaluation.plots import pyplot, save
 from rlhf.evaluation.report import markdown

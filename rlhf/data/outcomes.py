@@ -35,7 +35,7 @@ class Comparison:
 
 
 @dataclass(kw_only=True, slots=True)
-class ComparisonData:
+class OutcomeData:
     """Comparisons: rows of two arms and an outcome."""
 
     path: str | None = "???"
@@ -63,10 +63,10 @@ class ComparisonData:
     def __post_init__(self) -> None:
         """Refuse a limit below 1, and one side without the other."""
         if self.limit is not None and self.limit < 1:
-            raise ValueError(f"ComparisonData.limit must be at least 1, got {self.limit}")
+            raise ValueError(f"OutcomeData.limit must be at least 1, got {self.limit}")
         if (self.a_field is None) != (self.b_field is None):
             raise ValueError(
-                "ComparisonData.a_field and b_field must be given together or not at all, "
+                "OutcomeData.a_field and b_field must be given together or not at all, "
                 f"got a_field={self.a_field}, b_field={self.b_field}"
             )
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from rlhf.data.comparisons import ComparisonData
+from rlhf.data.outcomes import OutcomeData
 
 
 def labels(tmp_path: Path, *rows: dict[str, Any], **fields: Any) -> list[float]:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return [one.label for one in ComparisonData(path=str(file), **fields).load()]
+    return [one.label for one in OutcomeData(path=str(file), **fields).load()]
 
 
 def test_outcomes_are_read_as_people_write_them(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_outcomes_are_read_as_people_write_them(tmp_path: Path) -> None:
 def test_csv_counts_annotators_and_items(tmp_path: Path) -> None:
     file = tmp_path / "battles.csv"
     file.write_text('question_id,model_a,model_b,winner,judge,count\n7,"a, b",c,tie,ann,3\n')
-    (one,) = ComparisonData(path=str(file), item_fields=["question_id"]).load()
+    (one,) = OutcomeData(path=str(file), item_fields=["question_id"]).load()
     assert (one.a, one.b, one.label, one.count, one.annotator, one.item) == ("a, b", "c", 0.5, 3, "ann", "7")
     assert one.where == f"{file}:2"
 
@@ -72,4 +72,4 @@ def test_a_malformed_row_is_named(tmp_path: Path, row: dict[str, Any], message: 
 
 def test_one_side_alone_is_refused() -> None:
     with pytest.raises(ValueError, match=r"a_field and b_field must be given together.*a_field=x"):
-        ComparisonData(path="rows", a_field="x")
+        OutcomeData(path="rows", a_field="x")
