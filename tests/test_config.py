@@ -47,6 +47,7 @@ COMPANIONS = {
     "algorithm=ppo_ptx": ("pretraining.data.path=texts",),
     "reward=ensemble": ("reward.paths=[a,b]",),
     "reward=ensemble_lowest": ("reward.paths=[a,b]",),
+    "reward=endpoint": ("reward.url=http://127.0.0.1:8420",),
     "reward=mixture": ("+reward@reward.parts.right=exact_match", "+reward.weights.right=1.0"),
 }
 """What a choice cannot do without."""
@@ -287,6 +288,12 @@ OUT_OF_RANGE = [
     ("generate", "best_of=2"),
     ("generate", "micro_batch_size=0"),
     ("evaluate", "best_of=[16,0]"),
+    ("rank", "ridge=-1"),
+    ("query", "count=0"),
+    ("serve", "port=70000"),
+    ("serve", "max_length=0"),
+    ("serve", "limits.max_rows=0"),
+    ("query", "per_prompt=0"),
     ("select", "selection=top selection.fraction=0"),
     ("select", "selection=quantiles selection.count=1"),
     ("select", "selection=pairs selection.margin=-1"),

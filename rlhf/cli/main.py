@@ -16,7 +16,10 @@ COMMANDS = {
     "generate": "sample responses to a file of prompts; the best of n, if wanted",
     "refine": "write new responses in place of failed ones, from feedback in words",
     "score": "score a file of responses",
+    "serve": "answer requests for scores over HTTP",
     "select": "turn scored responses into rows to be trained on",
+    "query": "choose the pairs that people should compare next",
+    "rank": "rank arms from comparisons, and measure how far annotators agree",
     "evaluate": "compare policies, and check a reward model against human labels",
     "recipe": "several commands as one: expert iteration, Quark, rounds of reward model and PPO",
 }

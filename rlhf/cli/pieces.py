@@ -28,6 +28,7 @@ from rlhf.models.loading import expect_same_vocabulary, load_actor, load_scalar_
 from rlhf.models.readouts import readout_of
 from rlhf.models.saving import save_model
 from rlhf.models.sources import Pretrained
+from rlhf.rewards.endpoint import EndpointReward
 from rlhf.rewards.ensemble import EnsembleReward, LowestReward
 from rlhf.rewards.functions import import_function
 from rlhf.rewards.implicit import ImplicitReward
@@ -36,11 +37,13 @@ from rlhf.rewards.reward import FunctionReward, ModelReward, Reward
 from rlhf.rewards.sources import (
     Implicit,
     LowestOfEnsemble,
+    RewardEndpoint,
     RewardEnsemble,
     RewardFunction,
     RewardMixture,
     RewardModel,
     RewardSource,
+    own_tokenizer,
 )
 from rlhf.rewards.verifiers import Verifier
 from rlhf.rollout.decoding import Decoding
@@ -155,6 +158,9 @@ def load_reward(
     if isinstance(source, RewardFunction):
         function, limit = import_function(source.function), source.timeout_seconds
         return FunctionReward(function=function, name=source.function, timeout_seconds=limit)
+    if isinstance(source, RewardEndpoint):
+        variable = source.token_variable
+        return EndpointReward(source=source, token=None if variable is None else runtime.secret(variable))
     if isinstance(source, Verifier):
         return FunctionReward(function=source, name=type(source).__name__)
     if isinstance(source, Implicit):
@@ -198,6 +204,12 @@ def _implicit(  # noqa: PLR0917 - what load_reward knows
         beta=source.beta,
         micro_rows=micro_rows,
     )
+
+
+def reward_tokenizer(source: RewardSource) -> str | None:
+    """Folder of the tokenizer that a reward brings with it, if it is, or has, a model."""
+    own = own_tokenizer(source)
+    return None if own is None else Pretrained(path=own).folder
 
 
 def copy_for_sampling(actor: Actor, engine: EngineConfig) -> Actor:

@@ -31,7 +31,7 @@ class Longest:
         Raises:
             ValueError: names the row, the model and both lengths.
         """
-        context = getattr(model.model.config, "max_position_embeddings", None)
+        context = context_of(model)
         if context is None or self.needed() <= context:
             return
         sampled = f" and max_new_tokens={self.new_tokens}" if self.new_tokens else ""
@@ -40,6 +40,11 @@ class Longest:
             f"{self.source}: kept row {self.row} has {self.tokens} tokens{sampled}, more than the "
             f"context of {name}, {context} positions"
         )
+
+
+def context_of(model: Actor | ScalarModel) -> int | None:
+    """Positions that a model has; None where it has any number."""
+    return getattr(model.model.config, "max_position_embeddings", None)
 
 
 def longest(

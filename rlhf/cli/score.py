@@ -9,24 +9,20 @@ from typing import Any
 import torch
 
 from rlhf.cli.application import Command, Place
-from rlhf.cli.pieces import claim_results, load_reward, single_process
+from rlhf.cli.pieces import claim_results, load_reward, reward_tokenizer, single_process
 from rlhf.cli.room import longest
 from rlhf.config import Score
 from rlhf.data.rows import SupervisedRow
 from rlhf.data.tokenizers import load_tokenizer
 from rlhf.distributed.engine_config import Plain
-from rlhf.models.sources import Pretrained
 from rlhf.progress_bar import progress
-from rlhf.rewards.sources import own_tokenizer
 
 
 def score(config: Score, place: Place) -> None:
     """Write ``scores.jsonl``: every row, its texts as prompt and response, with its score."""
     single_process(place, "rlhf score")
     claim_results(place, ("scores.jsonl",))
-    source = config.tokenizer
-    if source is None and (own := own_tokenizer(config.reward)) is not None:
-        source = Pretrained(path=own).folder
+    source = config.tokenizer or reward_tokenizer(config.reward)
     if source is None:
         raise ValueError("tokenizer must name one: the reward is no model that brings its own")
     tokenizer = load_tokenizer(source)

@@ -7,7 +7,7 @@ what ``--help`` shows beside it.
 
 from rlhf.config.composition import CONF, build, register
 from rlhf.config.groups import GROUPS
-from rlhf.config.offline import Evaluate, Generate, Refine, Score, Select
+from rlhf.config.offline import Evaluate, Generate, Query, Rank, Refine, Score, Select, Serve
 from rlhf.config.training import RL, SFT, Distill, Job, Preference, Reward
 
 __all__ = [
@@ -20,10 +20,13 @@ __all__ = [
     "Generate",
     "Job",
     "Preference",
+    "Query",
+    "Rank",
     "Refine",
     "Reward",
     "Score",
     "Select",
+    "Serve",
     "build",
     "register",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rlhf.algorithms import (
+    acquisitions,
     advantages,
     aggregation,
     corrections,
@@ -27,6 +28,7 @@ from rlhf.rewards.sources import (
     Implicit,
     LowestOfEnsemble,
     NoReward,
+    RewardEndpoint,
     RewardEnsemble,
     RewardFunction,
     RewardMixture,
@@ -107,6 +109,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "ensemble_lowest": LowestOfEnsemble,
         "implicit": Implicit,
         "function": RewardFunction,
+        "endpoint": RewardEndpoint,
         "mixture": RewardMixture,
         "exact_match": ExactMatch,
         "math_answer": MathAnswer,
@@ -126,6 +129,12 @@ GROUPS: dict[str, dict[str, type]] = {
         "pairs": selections.Pairs,
         "all_pairs": selections.AllPairs,
         "labelled": selections.Labelled,
+    },
+    "acquisition": {
+        "random": acquisitions.Random,
+        "uncertainty": acquisitions.Uncertainty,
+        "disagreement": acquisitions.Disagreement,
+        "information_gain": acquisitions.InformationGain,
     },
     "divergence": {
         "forward_kl": divergences.ForwardKL,

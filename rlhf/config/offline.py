@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from rlhf.algorithms.acquisitions import Acquisition
 from rlhf.config.checks import expect_positive
 from rlhf.data.candidates import CandidateData
 from rlhf.data.categories import Categories
+from rlhf.data.outcomes import OutcomeData
 from rlhf.data.selections import Selection
 from rlhf.data.sets import PreferenceData, PromptData, SupervisedData
 from rlhf.models.sources import Pretrained
+from rlhf.rewards.server import Limits
 from rlhf.rewards.sources import NoReward, RewardSource
 from rlhf.rollout.decoding import Decoding, Sampling
 from rlhf.rollout.refinement import FeedbackSource, Refiner
@@ -101,6 +104,32 @@ class Score(Offline):
 
 
 @dataclass(kw_only=True, slots=True)
+class Serve(Offline):
+    """``rlhf serve``: a reward behind HTTP."""
+
+    tokenizer: str | None = None
+    """Folder or name; null takes the reward model's own, and none where no model reads."""
+    host: str = "127.0.0.1"
+    """Name or address to listen at; one that other machines can reach needs a token."""
+    port: int = 8420
+    """Port to listen at; 0 takes any that is free."""
+    token_variable: str | None = None
+    """Environment variable with the bearer token that requests must bring; null asks for none."""
+    max_length: int | None = None
+    """Most tokens of a prompt with its response; longer ones are refused. Null takes the model's context."""
+    limits: Limits = field(default_factory=Limits)
+    """What one client may ask for, and how requests are put together."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no port, and a length that is not positive."""
+        Offline.__post_init__(self)
+        if not 0 <= self.port < 1 << 16:
+            raise ValueError(f"Serve.port must be from 0 to 65535, got {self.port}")
+        if self.max_length is not None:
+            expect_positive(self, "max_length")
+
+
+@dataclass(kw_only=True, slots=True)
 class Select:
     """``rlhf select``: from scored responses to rows that are learnt."""
 
@@ -114,6 +143,55 @@ class Select:
     """Field with the score."""
     keep_cut: bool = False
     """Take responses that were cut off (ended: false) too, although training puts an end token after them."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Query:
+    """``rlhf query``: which pairs people should compare next."""
+
+    name: str = "???"
+    """They go to runs/NAME/queries.jsonl; a folder that has one is refused."""
+    seed: int = 0
+    """Orders pairs of equal value, and says which response is shown first."""
+    pool: str | None = None
+    """Rows of a prompt and two responses, a and b; null takes every two responses to a prompt in the first
+    file of scores."""
+    scores: list[str] = field(default_factory=list)
+    """Files of rlhf score, one for each reward model of the ensemble."""
+    score_field: str = "score"
+    """Field with the score."""
+    asked: list[str] = field(default_factory=list)
+    """Files of pairs that are not asked again, labelled or not: earlier queries, or chosen and rejected."""
+    acquisition: Acquisition
+    """What an answer is worth."""
+    count: int = 100
+    """Pairs wanted."""
+    per_prompt: int | None = None
+    """Most pairs of one prompt, so that they do not all say the same; null for any number."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that are not positive."""
+        expect_positive(self, "count")
+        if self.per_prompt is not None:
+            expect_positive(self, "per_prompt")
+
+
+@dataclass(kw_only=True, slots=True)
+class Rank:
+    """``rlhf rank``: arms ranked from comparisons, and how far annotators agree."""
+
+    name: str = "???"
+    """Results go to runs/NAME; a folder with results in it is refused."""
+    data: OutcomeData = field(default_factory=OutcomeData)
+    """Who was compared with whom, and which was preferred."""
+    ridge: float = 0.0
+    """Precision of a Gaussian prior around 0 of each score; 0 is maximum likelihood, which needs every arm to
+    have lost to, or tied with, another one that can be reached from any."""
+
+    def __post_init__(self) -> None:
+        """Refuse a prior that pushes apart."""
+        if not 0 <= self.ridge < float("inf"):
+            raise ValueError(f"Rank.ridge must be finite and not negative, got {self.ridge}")
 
 
 @dataclass(kw_only=True, slots=True)

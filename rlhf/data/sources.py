@@ -1,10 +1,11 @@
-"""Where rows come from: JSON lines, Parquet, a folder of either, or anything ``datasets`` loads.
+"""Where rows come from: JSON lines, Parquet, CSV, a folder of the former, or anything ``datasets`` loads.
 
 Every row remembers where it stood, so that a later complaint about it can say so.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from typing import Any
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson", ".jsonlines")
 SUFFIXES = (*JSON_SUFFIXES, ".parquet")
+CSV_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+FILE_SUFFIXES = (*SUFFIXES, *CSV_SEPARATORS)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -29,7 +32,8 @@ def read_rows(path: str, split: str = "train", *, config: str | None = None) -> 
     """All rows of a data set, in their stored order.
 
     Args:
-        path: a ``.jsonl`` or ``.parquet`` file; a folder with such files named for their split
+        path: a ``.jsonl`` or ``.parquet`` file, or a ``.csv`` file, in which every value is text; a folder
+            with JSON or Parquet files named for their split
             (``train.jsonl``, ``test-00000.parquet``); a folder written by ``datasets.save_to_disk``; or
             a folder or hub name for ``datasets.load_dataset``.
         split: which part to read; a single file is read whole.
@@ -44,7 +48,7 @@ def read_rows(path: str, split: str = "train", *, config: str | None = None) -> 
         rows = _file_rows(source)
     elif source.is_dir():
         rows = _folder_rows(source, split, config)
-    elif source.suffix in SUFFIXES or path.startswith(("/", ".", "~")) or path.count("/") > 1:
+    elif source.suffix in FILE_SUFFIXES or path.startswith(("/", ".", "~")) or path.count("/") > 1:
         raise FileNotFoundError(f"{path}: no such file or folder")
     else:
         rows = _named_rows(path, split, config)
@@ -58,7 +62,9 @@ def _file_rows(file: Path) -> list[Row]:
         return _parquet_rows(file)
     if file.suffix in JSON_SUFFIXES:
         return list(_json_rows(file))
-    raise ValueError(f"{file}: has the suffix {file.suffix!r}, expected one of {', '.join(SUFFIXES)}")
+    if file.suffix in CSV_SEPARATORS:
+        return list(_csv_rows(file))
+    raise ValueError(f"{file}: has the suffix {file.suffix!r}, expected one of {', '.join(FILE_SUFFIXES)}")
 
 
 def _json_rows(file: Path) -> Iterator[Row]:
@@ -79,6 +85,22 @@ def _json_object(line: bytes, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{where}: is a JSON {type(value).__name__}, every line must be an object")
     return value
+
+
+def _csv_rows(file: Path) -> Iterator[Row]:
+    """Rows by the names in the first line; a quoted field may hold line breaks."""
+    with file.open(encoding="utf-8-sig", newline="") as text:
+        lines = csv.reader(text, delimiter=CSV_SEPARATORS[file.suffix], strict=True)
+        try:
+            names = next(lines, [])
+            for values in lines:
+                where = f"{file}:{lines.line_num}"
+                if values and len(values) != len(names):
+                    raise ValueError(f"{where}: has {len(values)} fields, the first line has {len(names)}")
+                if values:
+                    yield Row(values=dict(zip(names, values, strict=True)), where=where)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{file}:{lines.line_num}: broken CSV: {error}") from None
 
 
 def _parquet_rows(file: Path) -> list[Row]:

@@ -149,6 +149,18 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def secret(variable: str) -> str:
+    """What an environment variable holds that must not stand in a configuration.
+
+    Raises:
+        ValueError: it is not set, or empty.
+    """
+    value = os.environ.get(variable, "").strip()
+    if not value:
+        raise ValueError(f"the environment variable {variable} must hold a token, and is empty or not set")
+    return value
+
+
 def rank_label() -> str:
     """`` [rank 1]`` where there are several, for messages; known before and after the ranks are joined."""
     return "" if alone() else f" [rank {os.environ.get('RANK', '?')}]"

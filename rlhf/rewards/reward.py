@@ -89,7 +89,7 @@ class FunctionReward:
             ValueError: the function raised, did not return in time, or did not return one finite number a
                 response; names the function and, where one is to blame, the response.
         """
-        scores = self._scores(texts.prompts(rollout), texts.responses(rollout), texts.columns(rollout))
+        scores = self.of_texts(texts.prompts(rollout), texts.responses(rollout), texts.columns(rollout))
         return scores.to(rollout.tokens.device)
 
     def sequences(self, batch: SequenceBatch, decoder: Decoder, columns: Columns | None = None) -> Tensor:
@@ -101,9 +101,14 @@ class FunctionReward:
         prompts = decoded(batch.tokens, batch.attention_mask & ~batch.mask, decoder)
         responses = decoded(batch.tokens, batch.mask, decoder)
         rows = [{} for _ in prompts] if columns is None else columns
-        return self._scores(prompts, responses, rows).to(batch.tokens.device)
+        return self.of_texts(prompts, responses, rows).to(batch.tokens.device)
 
-    def _scores(self, prompts: list[str], responses: list[str], columns: list[dict[str, Any]]) -> Tensor:
+    def of_texts(self, prompts: list[str], responses: list[str], columns: list[dict[str, Any]]) -> Tensor:
+        """(B,) float32 on the CPU, finite.
+
+        Raises:
+            ValueError: as above.
+        """
         scores = call_function(
             self.function, prompts, responses, columns, name=self.name, timeout_seconds=self.timeout_seconds
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 RESERVED = ("score", "score_std", "total")
 """Metrics ``reward/…`` that no part of a mixture may be called."""
@@ -52,6 +53,34 @@ class RewardFunction(RewardSource):
         """Refuse a limit that is not positive."""
         if not self.timeout_seconds > 0:
             raise ValueError(f"RewardFunction.timeout_seconds must be positive, got {self.timeout_seconds}")
+
+
+@dataclass(kw_only=True, slots=True)
+class RewardEndpoint(RewardSource):
+    """A reward that another process computes: rlhf serve, or what answers like it."""
+
+    url: str = "???"
+    """Where it listens, as http://127.0.0.1:8420; requests go to URL/score."""
+    token_variable: str | None = None
+    """Environment variable with the bearer token that requests bring; null brings none."""
+    timeout_seconds: float = 300.0
+    """Longest that the endpoint may be silent before a request is given up."""
+    retries: int = 8
+    """How often a request that was given up, or that found nobody, is sent again before the run ends."""
+    backoff_seconds: float = 0.5
+    """Pause before the first retry; each further one is twice as long, up to half a minute."""
+    batch_size: int = 64
+    """Responses of one request."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no address, and times and counts out of range."""
+        if self.url != "???" and not _is_address(self.url):
+            raise ValueError(f"RewardEndpoint.url must be as http://127.0.0.1:8420, got {self.url!r}")
+        for name in ("timeout_seconds", "backoff_seconds", "batch_size"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"RewardEndpoint.{name} must be positive, got {getattr(self, name)}")
+        if self.retries < 0:
+            raise ValueError(f"RewardEndpoint.retries must not be negative, got {self.retries}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -119,12 +148,25 @@ def _expect_several(source: RewardSource, paths: list[str]) -> None:
 
 
 def own_tokenizer(source: RewardSource) -> str | None:
-    """The model whose tokenizer the reward was made with; None where it reads texts."""
+    """The model whose tokenizer the reward was made with, in a mixture a part's; None where it reads texts."""
+    if isinstance(source, RewardMixture):
+        return next(filter(None, map(own_tokenizer, source.parts.values())), None)
     if isinstance(source, Implicit):
         return source.policy
     if isinstance(source, RewardEnsemble | LowestOfEnsemble):
         return source.paths[0]
     return source.path if isinstance(source, RewardModel) else None
+
+
+def _is_address(url: str) -> bool:
+    """Whether it has a scheme and a host, and nothing that no request uses or no file may hold."""
+    try:
+        address = urlsplit(url)
+        port = address.port
+    except ValueError:  # brackets, or a port, that are none
+        return False
+    extra = address.username or address.password or address.query or address.fragment
+    return address.scheme in ("http", "https") and bool(address.hostname) and port != 0 and not extra
 
 
 def _expect_part(name: str, part: RewardSource, weight: float) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.learning import queries
 from benchmarks.learning.horizons import METHODS, measured, picture, slope, table
 from benchmarks.learning.road import (
     ACTIONS,
@@ -18,6 +19,7 @@ from benchmarks.learning.road import (
     learner,
     probabilities,
 )
+from rlhf.ops.preference_losses import bradley_terry
 
 
 def test_the_expert_stays_on_the_road() -> None:
@@ -94,3 +96,31 @@ def test_error_grows_more_slowly_with_the_horizon_than_that_of_behaviour_cloning
     assert slope(dagger) < 1.25
     assert cloned[64] > 5 * dagger[64]
     assert math.isfinite(cloned[64])
+
+
+def test_members_of_the_ensemble_minimise_their_weighted_loss() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pairs = torch.randn(30, 3, generator=generator, dtype=torch.float64)
+    answers = (torch.rand(30, generator=generator) < 0.5).double()
+    weights = torch.rand(2, 30, generator=generator, dtype=torch.float64)
+    centres = torch.randn(2, 3, generator=generator, dtype=torch.float64)
+    theta = queries.fitted(pairs, answers, weights, centres, start=centres).requires_grad_()
+    loss = bradley_terry(theta @ pairs.T, torch.zeros(30), torch.zeros(30), answers)
+    ((weights * loss).sum() + (theta - centres).square().sum() / 2).backward()
+    assert theta.grad is not None
+    assert theta.grad.abs().max() < 1e-8
+
+
+def test_labels_are_counted_to_where_the_accuracy_stays() -> None:
+    assert queries.labels_for([0.5, 0.9, 0.7, 0.8, 0.9], 0.8) == 4 * queries.ROUND
+    assert queries.labels_for([0.9, 0.8], 0.8) == queries.ROUND
+    assert queries.labels_for([0.9, 0.7], 0.8) == 3 * queries.ROUND
+
+
+@pytest.mark.slow
+def test_active_queries_reach_the_accuracy_of_random_ones_with_fewer_labels() -> None:
+    found = [line for seed in (20, 21) for line in queries.measured(seed, scale=1.5, labels=200)]
+    for name in ("disagreement", "information gain"):
+        shares = [line["share"] for line in found if line["acquisition"] == name]
+        assert sum(shares) / len(shares) <= queries.SHARE
+    assert all(line["share"] <= 1 for line in found if line["acquisition"] == "random")

@@ -116,3 +116,23 @@ def test_reading_json_lines_does_not_import_datasets(write_jsonl: Callable[..., 
         "sys.exit('datasets' in sys.modules or 'pyarrow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, write_jsonl({"x": 1})], check=False).returncode == 0
+
+
+def test_csv_is_read_with_the_line_of_every_row(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text('prompt,n\n"two\nlines",1\n\nb,2\n')
+    rows = read_rows(str(file))
+    assert [row.values for row in rows] == [{"prompt": "two\nlines", "n": "1"}, {"prompt": "b", "n": "2"}]
+    assert [row.where for row in rows] == [f"{file}:3", f"{file}:5"]
+    (tmp_path / "rows.tsv").write_text("a\tb\n1,5\t2\n")
+    assert read_rows(str(tmp_path / "rows.tsv"))[0].values == {"a": "1,5", "b": "2"}
+
+
+def test_csv_with_a_field_too_many_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("a,b\n1,2\n1,2,3\n")
+    with pytest.raises(ValueError, match=r"rows\.csv:3: has 3 fields, the first line has 2"):
+        read_rows(str(file))
+    file.write_text('a,b\n1,"2\n')
+    with pytest.raises(ValueError, match=r"rows\.csv:2: broken CSV"):
+        read_rows(str(file))
