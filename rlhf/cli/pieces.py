@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -23,8 +23,11 @@ from rlhf.distributed.engine_config import EngineConfig
 from rlhf.distributed.gathering import full_state, is_sharded, refresh
 from rlhf.evaluation.plots import curves
 from rlhf.models.actor import Actor
+from rlhf.models.adapters import save_adapter
 from rlhf.models.loading import expect_same_vocabulary, load_scalar_model
+from rlhf.models.lora import Unadapted
 from rlhf.models.saving import save_model
+from rlhf.models.scalar import ScalarModel
 from rlhf.models.sources import Pretrained
 from rlhf.rewards.functions import import_function
 from rlhf.rewards.mixture import MixtureReward
@@ -73,13 +76,27 @@ def prompts_of(data: PromptData, tokenizer: PreTrainedTokenizerBase) -> Prompts:
 def exporter(
     engine: Engine, tokenizer: PreTrainedTokenizerBase, average: WeightAverage[Actor] | None = None
 ) -> Callable[[Path], None]:
-    """Writes the engine's model, or its average, as a Hugging Face folder; every rank calls it."""
+    """Writes the engine's model, or its average, as a Hugging Face folder; every rank calls it.
+
+    Adapters go to ``adapter/`` beside it.
+    """
+    model = cast(Actor | ScalarModel, engine.module)
 
     def export(folder: Path) -> None:
         state = engine.state() if average is None else full_state(average.module)
-        on_main(lambda: save_model(engine.module, state, tokenizer, folder, replace=True))  # type: ignore[arg-type]
+        if model.lora is not None:
+            place = folder.with_name("adapter")
+            on_main(lambda: save_adapter(model, state, tokenizer, place, replace=True))
+        if model.lora is None or model.lora.merge:
+            on_main(lambda: save_model(model, state, tokenizer, folder, replace=True))
 
     return export
+
+
+def own_reference(engine: Engine) -> Unadapted | None:
+    """What the engine's policy started from, where it is still there: with its adapters off."""
+    adapted = cast(Actor, engine.module).lora is not None
+    return Unadapted(engine, engine.module) if adapted else None
 
 
 def sampling_actor(engine: Engine, plain: Actor) -> Callable[[], Actor]:

@@ -24,6 +24,7 @@ def train(config: Reward, place: Place) -> None:
         fresh_head=True,
         gradient_checkpointing=config.gradient_checkpointing,
         packed=config.packed,
+        lora=config.lora,
     )
     longest(data, test).expect_room(model)
     engine = config.engine.train(model, config.optimizer(model), "reward")

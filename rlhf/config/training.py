@@ -13,6 +13,7 @@ from rlhf.config.checks import expect_positive
 from rlhf.data.feedback import FeedbackData
 from rlhf.data.sets import PreferenceData, PromptData, SupervisedData
 from rlhf.distributed.engine_config import EngineConfig
+from rlhf.models.lora import LoRA
 from rlhf.models.sources import ModelSource, Pretrained
 from rlhf.rewards.sources import RewardSource
 from rlhf.rollout.decoding import Sampling
@@ -99,6 +100,8 @@ class SFT(Job):
     loads no reference."""
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     """π_ref of kl_coef."""
+    lora: LoRA | None = None
+    """Adapters that are trained in place of the weights; null trains them all."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same gradient."""
 
@@ -130,6 +133,8 @@ class Reward(Job):
     """Pairs of one optimiser step, over all ranks."""
     epochs: float = 1.0
     """Passes over the data; more than one overfits easily."""
+    lora: LoRA | None = None
+    """Adapters that are trained in place of the weights; null trains them all."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same gradient."""
 
@@ -161,6 +166,8 @@ class Preference(Job):
     """Pairs, or labelled responses, of one optimiser step, over all ranks."""
     epochs: float = 1.0
     """Passes over the data."""
+    lora: LoRA | None = None
+    """Adapters that are trained in place of the weights; null trains them all."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same gradient."""
 
@@ -186,6 +193,8 @@ class ActorConfig:
     """Where it starts, usually the supervised model."""
     optimizer: AdamW = field(default_factory=AdamW)
     """How parameters move."""
+    lora: LoRA | None = None
+    """Adapters that are trained in place of the weights; null trains them all."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same gradient."""
     ema_decay: float | None = None
@@ -209,6 +218,8 @@ class CriticConfig:
     function, the actor's start with a new head."""
     optimizer: AdamW = field(default_factory=AdamW)
     """How parameters move."""
+    lora: LoRA | None = None
+    """Adapters that are trained in place of the weights; null trains them all."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same gradient."""
 
@@ -355,6 +366,8 @@ class Distill(Job):
     """Responses of one optimiser step, over all ranks."""
     optimizer: AdamW = field(default_factory=AdamW)
     """How parameters move."""
+    lora: LoRA | None = None
+    """Adapters that are trained in place of the weights; null trains them all."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same gradient."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.models.actor import Actor
+from rlhf.models.lora import merged, own_name
 from rlhf.models.quiet import quiet
 from rlhf.models.scalar import ScalarModel
 
@@ -30,7 +32,8 @@ def save_model(
 ) -> None:
     """Write safetensors, configuration, generation config, tokenizer and chat template.
 
-    The folder appears complete or not at all: it is written beside its place and renamed.
+    The folder appears complete or not at all: it is written beside its place and renamed. Adapters are added
+    to the weights that they change.
 
     Args:
         model: the wrapper; its own weights are not read and may be sharded.
@@ -43,14 +46,28 @@ def save_model(
         ValueError: ``state`` lacks a weight or holds another.
         FileExistsError: the folder exists and ``replace`` is False.
     """
+    weights = _own_names(model, dict(merged(model, state.items())))
+    with appearing(folder, replace=replace) as partial:
+        _write(model.model, weights, tokenizer, partial)
+
+
+@contextmanager
+def appearing(folder: Path, *, replace: bool) -> Iterator[Path]:
+    """A folder to write into, which gets its name at the end of the block, its files on the disk.
+
+    Raises:
+        FileExistsError: the folder exists and ``replace`` is False.
+    """
     if folder.exists() and not replace:
         raise FileExistsError(f"{folder} exists already; nothing was overwritten")
-    weights = _own_names(model, state)
     partial, previous = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "previous"))
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(previous, ignore_errors=True)
     partial.mkdir(parents=True)
-    _write(model.model, weights, tokenizer, partial)
+    yield partial
+    readable = partial.stat().st_mode & 0o666  # safetensors writes files for their owner alone
+    for file in partial.iterdir():
+        file.chmod(readable)
     _sync(partial)
     if folder.exists():
         folder.rename(previous)
@@ -61,7 +78,7 @@ def save_model(
 def _own_names(model: Actor | ScalarModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The transformers model's names; of tied weights only the one that a checkpoint holds."""
     tied = {PREFIX + name for name in model.model.all_tied_weights_keys}
-    expected = model.state_dict().keys() - tied
+    expected = {own for name in model.state_dict() if (own := own_name(name)) is not None} - tied
     different = sorted(expected ^ (state.keys() - tied))
     if different:
         raise ValueError(
@@ -80,9 +97,6 @@ def _write(model: Any, weights: dict[str, Tensor], tokenizer: PreTrainedTokenize
     model.config.dtype = str(_dtype(weights.values())).removeprefix("torch.")  # of what was written
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    readable = (folder / "config.json").stat().st_mode  # safetensors writes files for their owner alone
-    for file in folder.iterdir():
-        file.chmod(readable)
 
 
 def _ends(known: int | list[int] | None, own: int | None) -> int | list[int] | None:
