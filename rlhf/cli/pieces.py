@@ -25,7 +25,7 @@ from rlhf.evaluation.plots import curves
 from rlhf.models.actor import Actor
 from rlhf.models.adapters import save_adapter
 from rlhf.models.loading import expect_same_vocabulary, load_scalar_model
-from rlhf.models.lora import Unadapted
+from rlhf.models.lora import SavedLoRA, Unadapted
 from rlhf.models.saving import save_model
 from rlhf.models.scalar import ScalarModel
 from rlhf.models.sources import Pretrained
@@ -87,7 +87,7 @@ def exporter(
         if model.lora is not None:
             place = folder.with_name("adapter")
             on_main(lambda: save_adapter(model, state, tokenizer, place, replace=True))
-        if model.lora is None or model.lora.merge:
+        if not isinstance(model.lora, SavedLoRA) or model.lora.merge:
             on_main(lambda: save_model(model, state, tokenizer, folder, replace=True))
 
     return export

@@ -13,7 +13,7 @@ from rlhf.config.checks import expect_positive
 from rlhf.data.feedback import FeedbackData
 from rlhf.data.sets import PreferenceData, PromptData, SupervisedData
 from rlhf.distributed.engine_config import EngineConfig
-from rlhf.models.lora import LoRA
+from rlhf.models.lora import LoRA, SavedLoRA
 from rlhf.models.sources import ModelSource, Pretrained
 from rlhf.rewards.sources import RewardSource
 from rlhf.rollout.decoding import Sampling
@@ -100,7 +100,7 @@ class SFT(Job):
     loads no reference."""
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     """π_ref of kl_coef."""
-    lora: LoRA | None = None
+    lora: SavedLoRA | None = None
     """Adapters that are trained in place of the weights; null trains them all."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same gradient."""
@@ -133,7 +133,7 @@ class Reward(Job):
     """Pairs of one optimiser step, over all ranks."""
     epochs: float = 1.0
     """Passes over the data; more than one overfits easily."""
-    lora: LoRA | None = None
+    lora: SavedLoRA | None = None
     """Adapters that are trained in place of the weights; null trains them all."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same gradient."""
@@ -166,7 +166,7 @@ class Preference(Job):
     """Pairs, or labelled responses, of one optimiser step, over all ranks."""
     epochs: float = 1.0
     """Passes over the data."""
-    lora: LoRA | None = None
+    lora: SavedLoRA | None = None
     """Adapters that are trained in place of the weights; null trains them all."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same gradient."""
@@ -193,7 +193,7 @@ class ActorConfig:
     """Where it starts, usually the supervised model."""
     optimizer: AdamW = field(default_factory=AdamW)
     """How parameters move."""
-    lora: LoRA | None = None
+    lora: SavedLoRA | None = None
     """Adapters that are trained in place of the weights; null trains them all."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same gradient."""
@@ -366,7 +366,7 @@ class Distill(Job):
     """Responses of one optimiser step, over all ranks."""
     optimizer: AdamW = field(default_factory=AdamW)
     """How parameters move."""
-    lora: LoRA | None = None
+    lora: SavedLoRA | None = None
     """Adapters that are trained in place of the weights; null trains them all."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same gradient."""

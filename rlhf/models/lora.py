@@ -50,8 +50,6 @@ class LoRA:
     target_modules: list[str] = field(default_factory=list)
     """Linear layers of the backbone that get an adapter, by the last part of their names, as
     [q_proj,v_proj]; [] is all of them."""
-    merge: bool = True
-    """Export model/ too, the adapters added to the weights; false leaves adapter/ alone, a few megabytes."""
 
     def __post_init__(self) -> None:
         """Refuse a rank or a factor that leaves nothing."""
@@ -114,6 +112,14 @@ class LoRA:
                     f"it has {', '.join(sorted(linear))}"
                 )
         return set(self.target_modules) or linear
+
+
+@dataclass(kw_only=True, slots=True)
+class SavedLoRA(LoRA):
+    """Adapters of a model that is exported."""
+
+    merge: bool = True
+    """Export model/ too, the adapters added to the weights; false leaves adapter/ alone, a few megabytes."""
 
 
 def expect_peft() -> None:
