@@ -89,9 +89,10 @@ class LoRA:
         """As peft has it; dropout is 0 (numerics D14)."""
         from peft import LoraConfig
 
+        alpha = int(self.alpha) if self.alpha.is_integer() else self.alpha  # others read integers alone
         return LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha,
+            lora_alpha=alpha,
             target_modules=targets,
             lora_dropout=0.0,
             bias="none",
