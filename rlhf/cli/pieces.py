@@ -86,7 +86,7 @@ def exporter(
         state = engine.state() if average is None else full_state(average.module)
         if model.lora is not None:
             place = folder.with_name("adapter")
-            on_main(lambda: save_adapter(model, state, tokenizer, place, replace=True))
+            on_main(lambda: save_adapter(model, state.items(), tokenizer, place, replace=True))
         if not isinstance(model.lora, SavedLoRA) or model.lora.merge:
             on_main(lambda: save_model(model, state, tokenizer, folder, replace=True))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ THEIRS = "base_model.model."
 
 def save_adapter(
     model: Actor | ScalarModel,
-    state: Mapping[str, Tensor],
+    tensors: Iterable[tuple[str, Tensor]],
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     *,
@@ -39,7 +39,7 @@ def save_adapter(
 
     Args:
         model: the wrapper, with adapters; its own weights are not read.
-        state: as for `rlhf.models.saving.save_model`.
+        tensors: names and whole tensors, as in ``model.state_dict()``; only the adapters' are held.
         tokenizer: of the model.
         folder: where to write.
         replace: whether a folder of that name is this run's own and may go.
@@ -48,9 +48,12 @@ def save_adapter(
         FileExistsError: the folder exists and ``replace`` is False.
     """
     assert model.lora is not None
-    names = [name for name in state if name.endswith(PARTS)]
-    targets = sorted({name.rpartition(".lora_")[0].rpartition(".")[2] for name in names})
     heads = ["score"] if isinstance(model, ScalarModel) else []
+    own = (*PARTS, *(f"{PREFIX}{head}.weight" for head in heads))
+    weights = {
+        _their_name(name): tensor.to("cpu", copy=True) for name, tensor in tensors if name.endswith(own)
+    }
+    targets = sorted({name.rpartition(".lora_")[0].rpartition(".")[2] for name in weights} - {""})
     config = model.lora.config(
         targets,
         task_type="SEQ_CLS" if heads else "CAUSAL_LM",
@@ -58,8 +61,6 @@ def save_adapter(
         base_model_name_or_path=_lasting(model.model.config.name_or_path),
         inference_mode=True,
     )
-    names += [f"{PREFIX}{head}.weight" for head in heads]
-    weights = {_their_name(name): state[name].contiguous() for name in names}
     with appearing(folder, replace=replace) as partial:
         config.save_pretrained(partial)
         save_file(weights, partial / WEIGHTS, {"format": "pt"})

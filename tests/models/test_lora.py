@@ -220,7 +220,7 @@ def test_the_folder_of_adapters_is_pefts(base: Path, tokenizer: Any, tmp_path: P
     from peft import AutoPeftModelForCausalLM
 
     actor = adapted(loaded(base, tokenizer))
-    save_adapter(actor, actor.state_dict(), tokenizer, tmp_path / "run" / "adapter")
+    save_adapter(actor, actor.state_dict().items(), tokenizer, tmp_path / "run" / "adapter")
     theirs = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "run" / "adapter", dtype=torch.float64)
     torch.testing.assert_close(theirs(TOKENS[:1]).logits[:, :-1].detach(), numbers(actor)[:1])
     ours = Actor(read_causal_lm(str(tmp_path / "run"), tokenizer, torch.float64))
@@ -240,7 +240,7 @@ def test_a_reward_models_adapters_bring_its_head(base: Path, tokenizer: Any, tmp
     scalar = load_scalar_model(source, tokenizer, dtype=torch.float64, generator=seeded(0), fresh_head=True)
     adapted(scalar)
     folder = tmp_path / "run" / "adapter"
-    save_adapter(scalar, scalar.state_dict(), tokenizer, folder)
+    save_adapter(scalar, scalar.state_dict().items(), tokenizer, folder)
     expected = numbers(scalar)
     theirs = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float64)
     torch.testing.assert_close(theirs(TOKENS[:1]).logits[0, 0].detach(), expected[0, 4])
@@ -253,11 +253,11 @@ def test_a_reward_models_adapters_bring_its_head(base: Path, tokenizer: Any, tmp
 def test_adapters_of_adapters_are_added_up(base: Path, tokenizer: Any, tmp_path: Path) -> None:
     """Supervised adapters first, a policy's on top of them."""
     first = adapted(loaded(base, tokenizer))
-    save_adapter(first, first.state_dict(), tokenizer, tmp_path / "first" / "adapter")
+    save_adapter(first, first.state_dict().items(), tokenizer, tmp_path / "first" / "adapter")
     second = loaded(tmp_path / "first", tokenizer)
     torch.testing.assert_close(numbers(second), numbers(first))
     adapted(second, seed=9, rank=3)
-    save_adapter(second, second.state_dict(), tokenizer, tmp_path / "second" / "adapter")
+    save_adapter(second, second.state_dict().items(), tokenizer, tmp_path / "second" / "adapter")
     both = loaded(tmp_path / "second", tokenizer)
     torch.testing.assert_close(numbers(both), numbers(second))
 
@@ -283,7 +283,7 @@ def test_missing_weights_of_adapters_are_refused(base: Path, tokenizer: Any, tmp
     from safetensors.torch import load_file, save_file
 
     actor = adapted(loaded(base, tokenizer))
-    save_adapter(actor, actor.state_dict(), tokenizer, tmp_path / "adapter")
+    save_adapter(actor, actor.state_dict().items(), tokenizer, tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     weights = load_file(file)
     del weights[min(weights)]
