@@ -20,7 +20,7 @@ from rlhf.distributed.averaging import WeightAverage
 from rlhf.distributed.collectives import is_main, on_main
 from rlhf.distributed.engine import Engine, cast_parameters
 from rlhf.distributed.engine_config import EngineConfig
-from rlhf.distributed.gathering import full_state, is_sharded, refresh
+from rlhf.distributed.gathering import is_sharded, refresh, to_main, whole_tensors
 from rlhf.evaluation.plots import curves
 from rlhf.models.actor import Actor
 from rlhf.models.loading import expect_same_vocabulary, load_scalar_model
@@ -76,8 +76,8 @@ def exporter(
     """Writes the engine's model, or its average, as a Hugging Face folder; every rank calls it."""
 
     def export(folder: Path) -> None:
-        state = engine.state() if average is None else full_state(average.module)
-        on_main(lambda: save_model(engine.module, state, tokenizer, folder, replace=True))  # type: ignore[arg-type]
+        weights = engine.weights() if average is None else whole_tensors(average.module)
+        to_main(weights, lambda each: save_model(engine.module, each, tokenizer, folder, replace=True))  # type: ignore[arg-type]
 
     return export
 
