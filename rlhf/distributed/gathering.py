@@ -62,7 +62,10 @@ def whole_tensors(module: nn.Module, master: Callable[[Tensor], Tensor] | None =
     def tensors() -> Iterator[Tensor]:
         for tensor in distinct.values():
             if master is not None and has_master(tensor):
-                yield master(tensor)
+                with WATCH.meeting("the gathering of weights"):
+                    whole = master(tensor)
+                yield whole
+                del whole  # before the next is made
             else:
                 with gathered(tensor):
                     yield tensor.detach()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from rlhf.distributed import named_state
-from rlhf.distributed.collectives import rank
+from rlhf.distributed.collectives import rank, world_size
 from rlhf.distributed.gathering import gathered, has_master
 from rlhf.distributed.named_state import MOMENTS, Entry
 from rlhf.tensor_file import Kind
@@ -31,9 +32,11 @@ def sharded_entries(module: nn.Module, steps: int) -> dict[str, Entry]:
 
 def master_weight(parameter: Tensor) -> Tensor:
     """The whole float32 weight of a trained parameter, on every rank; all of them take part."""
-    from deepspeed.utils import safe_get_full_fp32_param
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_local_fp32_param
 
-    return _whole(parameter, safe_get_full_fp32_param)
+    if hasattr(parameter, "ds_id"):
+        return _joined(parameter, safe_get_local_fp32_param(parameter))
+    return _found(safe_get_full_fp32_param(parameter))
 
 
 def link_moments(sharded: Any) -> None:
@@ -82,17 +85,42 @@ def _value(parameter: nn.Parameter) -> Entry:
 def _moment(parameter: nn.Parameter, moment: str) -> Entry:
     from deepspeed import utils
 
+    def read() -> Tensor:
+        if hasattr(parameter, "ds_id"):
+            return _joined(parameter, utils.safe_get_local_optimizer_state(parameter, moment))
+        return _found(utils.safe_get_full_optimizer_state(parameter, moment))
+
     def write(new: Tensor) -> None:
         if hasattr(parameter, "ds_id"):
             utils.safe_set_local_optimizer_state(parameter, _share(parameter, new), moment)
         else:
             utils.safe_set_full_optimizer_state(parameter, new.to(parameter.device), moment)
 
-    return Entry(
-        kind=Kind(shape=Kind.of(parameter).shape, dtype=torch.float32),
-        read=lambda: _whole(parameter, lambda each: utils.safe_get_full_optimizer_state(each, moment)),
-        write=write,
-    )
+    kind = Kind(shape=Kind.of(parameter).shape, dtype=torch.float32)
+    return Entry(kind=kind, read=read, write=write)
+
+
+@torch.no_grad()
+def _joined(parameter: Any, own: Tensor | None) -> Tensor:
+    """The whole of what stage 3 has split, from this rank's part and the others'.
+
+    Each part is broadcast into its place. DeepSpeed's own accessor gathers all at once, for which gloo
+    (torch 2.13) needs the whole a second time.
+    """
+    size, shape = parameter.ds_tensor.numel(), Kind.of(parameter).shape
+    whole = torch.empty(world_size() * size, dtype=torch.float32, device=parameter.device)
+    for source in range(world_size()):
+        part = whole.narrow(0, source * size, size)
+        if source == rank():
+            part.copy_(_found(own))
+        if world_size() > 1:
+            dist.broadcast(part, src=source)
+    return whole[: prod(shape)].view(shape)
+
+
+def _found(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None  # else it is not DeepSpeed's
+    return tensor
 
 
 def _share(parameter: Any, whole: Tensor) -> Tensor:
@@ -103,12 +131,6 @@ def _share(parameter: Any, whole: Tensor) -> Tensor:
     size: int = parameter.ds_tensor.numel()
     part = whole.flatten()[rank() * size : (rank() + 1) * size]
     return pad(part, (0, size - len(part)))
-
-
-def _whole(parameter: Tensor, get: Callable[[Tensor], Tensor | None]) -> Tensor:
-    found = get(parameter)
-    assert found is not None
-    return found.view(Kind.of(parameter).shape)
 
 
 def _gathered(parameter: nn.Parameter) -> Tensor:

@@ -110,11 +110,11 @@ def _stored_otherwise(model: Any) -> bool:
     return bool(get_model_conversion_mapping(model, add_legacy=False)) or model.is_remote_code()
 
 
-def write_shards(folder: Path, weights: TensorStream, limit: int = SHARD) -> None:
-    """Write ``model.safetensors``, or numbered shards and their index from ``limit`` bytes on."""
+def write_shards(folder: Path, weights: TensorStream) -> None:
+    """Write ``model.safetensors``, or numbered shards of :data:`SHARD` bytes and their index."""
     shards: list[dict[str, Kind]] = [{}]
     for name, kind in weights.kinds.items():
-        if shards[-1] and kind.bytes + sum(other.bytes for other in shards[-1].values()) > limit:
+        if shards[-1] and kind.bytes + sum(other.bytes for other in shards[-1].values()) > SHARD:
             shards.append({})
         shards[-1][name] = kind
     names = (

@@ -11,6 +11,7 @@ steps near a gradient of 0 more than that of a weight. The exit status is 1 when
 
 import argparse
 import itertools
+import os
 import shutil
 import sys
 import tempfile
@@ -108,6 +109,7 @@ def _copy(origin: Path, path: Path) -> None:
 def on_ranks(folder: Path, function: str) -> dict[int, dict[str, Any]]:
     """What rank 0 found, for each number of ranks."""
     found = {}
+    os.environ["TQDM_DISABLE"] = "1"
     for ranks in RANKS:
         own = folder / f"{function} {ranks}"
         own.mkdir()
