@@ -20,7 +20,7 @@ from rlhf.distributed.averaging import WeightAverage
 from rlhf.distributed.collectives import is_main, on_main
 from rlhf.distributed.engine import Engine, cast_parameters
 from rlhf.distributed.engine_config import EngineConfig
-from rlhf.distributed.gathering import full_state, is_sharded, refresh
+from rlhf.distributed.gathering import is_sharded, refresh, to_main, whole_tensors
 from rlhf.evaluation.plots import curves
 from rlhf.models.actor import Actor
 from rlhf.models.adapters import save_adapter
@@ -40,6 +40,7 @@ from rlhf.rollout.sampler import Sampler
 from rlhf.rollout.texts import RolloutTexts
 from rlhf.run_folder import RunFolder
 from rlhf.seeding import generator
+from rlhf.tensor_file import TensorStream
 from rlhf.trainers.collection import Prompts
 from rlhf.trainers.loop import Trainer, run
 
@@ -83,12 +84,14 @@ def exporter(
     model = cast(Actor | ScalarModel, engine.module)
 
     def export(folder: Path) -> None:
-        state = engine.state() if average is None else full_state(average.module)
+        def weights() -> TensorStream:
+            return engine.weights() if average is None else whole_tensors(average.module)
+
         if model.lora is not None:
             place = folder.with_name("adapter")
-            on_main(lambda: save_adapter(model, state.items(), tokenizer, place, replace=True))
+            to_main(weights(), lambda each: save_adapter(model, each, tokenizer, place, replace=True))
         if not isinstance(model.lora, SavedLoRA) or model.lora.merge:
-            on_main(lambda: save_model(model, state, tokenizer, folder, replace=True))
+            to_main(weights(), lambda each: save_model(model, each, tokenizer, folder, replace=True))
 
     return export
 
