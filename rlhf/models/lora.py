@@ -76,9 +76,7 @@ class LoRA:
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         wrapper.model.requires_grad_(False)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # that GPT-2 keeps its matrices transposed, which peft sees itself
+            warnings.simplefilter("ignore")  # GPT-2's matrices are transposed, which peft sees and says
             torch.default_generator.manual_seed(seed)
             inject_adapter_in_model(config, backbone, ADAPTER)
         if getattr(wrapper.model, "score", None) is wrapper.head:
@@ -89,7 +87,9 @@ class LoRA:
         """As peft has it; dropout is 0 (numerics D14)."""
         from peft import LoraConfig
 
-        alpha = int(self.alpha) if self.alpha.is_integer() else self.alpha  # others read integers alone
+        alpha = (
+            int(self.alpha) if float(self.alpha).is_integer() else self.alpha
+        )  # others read integers alone
         return LoraConfig(
             r=self.rank,
             lora_alpha=alpha,
