@@ -12,7 +12,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-SIGNS_OF_A_RUN = ("metrics.jsonl", "samples.jsonl", "checkpoints", "model")
+SIGNS_OF_A_RUN = ("metrics.jsonl", "samples.jsonl", "checkpoints", "model", "adapter")
 
 
 class RunFolder:

@@ -14,12 +14,23 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "rlhf").rglob("*.py"))
 
-LEAVES = {"batch", "metrics", "progress_bar", "recipes", "seeding", "run_folder", "ops", "distributed"}
+LEAVES = {
+    "batch",
+    "metrics",
+    "progress_bar",
+    "recipes",
+    "seeding",
+    "run_folder",
+    "ops",
+    "distributed",
+    "tensor_file",
+}
 LAYERS = {
     "algorithms": {"batch", "ops"},
     "data": {"batch"},
     "kernels": {"ops"},
-    "models": {"batch", "ops", "kernels"},
+    "distributed": {"tensor_file"},
+    "models": {"batch", "ops", "kernels", "tensor_file"},
     "rewards": {"batch", "data", "models"},
     "rollout": {"batch", "kernels", "models", "rewards", "seeding"},
     "trainers": {*LEAVES, "algorithms", "data", "models", "rewards", "rollout"},

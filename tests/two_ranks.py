@@ -1,8 +1,8 @@
-"""Runs one function of a test file on two gloo ranks: python two_ranks.py FILE FUNCTION FOLDER.
+"""Runs one function of a test file on gloo ranks: python two_ranks.py FILE FUNCTION FOLDER [RANKS].
 
 Each rank calls FUNCTION(FOLDER) between ``runtime.start()`` and ``runtime.stop()``, leaves the dict that it
-returns in FOLDER/rank0.pt and rank1.pt, and ends as a command does. There is no compiler,
-as on many a machine.
+returns in FOLDER/rank0.pt and rank1.pt, and ends as a command does. There are two unless RANKS
+says otherwise, and no compiler, as on many a machine.
 """
 
 import importlib.util
@@ -13,13 +13,13 @@ import sys
 from pathlib import Path
 
 
-def launch(file: str, function: str, folder: str) -> int:
+def launch(file: str, function: str, folder: str, ranks: str = "2") -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {
-        "WORLD_SIZE": "2",
-        "LOCAL_SIZE": "2",
+        "WORLD_SIZE": ranks,
+        "LOCAL_SIZE": ranks,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
@@ -28,14 +28,14 @@ def launch(file: str, function: str, folder: str) -> int:
         "CXX": "false",
         "TORCH_EXTENSIONS_DIR": f"{folder}/extensions",
     }
-    ranks = [
+    processes = [
         subprocess.Popen(
             [sys.executable, __file__, file, function, folder],
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
-        for rank in range(2)
+        for rank in range(int(ranks))
     ]
-    return max(abs(rank.wait()) for rank in ranks)
+    return max(abs(process.wait()) for process in processes)
 
 
 def work(file: str, function: str, folder: str) -> None:

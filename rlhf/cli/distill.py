@@ -41,6 +41,7 @@ def train(config: Distill, place: Place) -> None:
         generator=generator(config.seed, "weights"),
         gradient_checkpointing=config.gradient_checkpointing,
         packed=config.packed,
+        lora=config.lora,
     )
     sampler = sampler_for(student, tokenizer, config.rollout.sampling, memory_gib=config.rollout.memory_gib)
     text = longest(prompts.rows, None if test is None else test.rows, new_tokens=sampler.max_new_tokens)

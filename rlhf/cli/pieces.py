@@ -6,10 +6,9 @@ import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor
 
 from rlhf.cli.application import Place
 from rlhf.cli.room import Longest
@@ -21,12 +20,16 @@ from rlhf.distributed.averaging import WeightAverage
 from rlhf.distributed.collectives import is_main, on_main
 from rlhf.distributed.engine import Engine, cast_parameters
 from rlhf.distributed.engine_config import EngineConfig
-from rlhf.distributed.gathering import full_state, is_sharded, refresh
+from rlhf.distributed.gathering import is_sharded, refresh, to_main, whole_tensors
 from rlhf.evaluation.plots import curves
 from rlhf.models.actor import Actor
+from rlhf.models.adapters import save_adapter
 from rlhf.models.loading import expect_same_vocabulary, load_actor, load_scalar_model
+from rlhf.models.lora import SavedLoRA, Unadapted
 from rlhf.models.readouts import readout_of
 from rlhf.models.saving import save_model
+from rlhf.models.scalar import ScalarModel
+from rlhf.models.score_shift import ScoreScale
 from rlhf.models.sources import Pretrained
 from rlhf.rewards.endpoint import EndpointReward
 from rlhf.rewards.ensemble import EnsembleReward, LowestReward
@@ -53,6 +56,7 @@ from rlhf.rollout.sampler import Sampler
 from rlhf.rollout.texts import RolloutTexts
 from rlhf.run_folder import RunFolder
 from rlhf.seeding import generator
+from rlhf.tensor_file import TensorStream
 from rlhf.trainers.collection import Prompts
 from rlhf.trainers.loop import Trainer, run
 
@@ -86,26 +90,41 @@ def prompts_of(data: PromptData, tokenizer: PreTrainedTokenizerBase) -> Prompts:
     return Prompts(rows=rows, texts=RolloutTexts(rows, tokenizer))
 
 
-State = dict[str, Tensor]
-"""Weights by name."""
-
-
 def exporter(
     engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     average: WeightAverage[Actor] | None = None,
-    finish: Callable[[State], State] = lambda state: state,
+    rescaled: Callable[[], ScoreScale] | None = None,
 ) -> Callable[[Path], None]:
     """Writes the engine's model, or its average, as a Hugging Face folder; every rank calls it.
 
-    ``finish`` makes of its weights, which rank 0 alone has, those that are written.
+    Adapters go to ``adapter/`` beside it, as they were trained. ``rescaled`` is asked what the scores of a
+    reward model are to be changed to.
     """
+    model = cast(Actor | ScalarModel, engine.module)
 
     def export(folder: Path) -> None:
-        state = finish(engine.state() if average is None else full_state(average.module))
-        on_main(lambda: save_model(engine.module, state, tokenizer, folder, replace=True))  # type: ignore[arg-type]
+        scale = None if rescaled is None else rescaled()
+
+        def weights() -> TensorStream:
+            return engine.weights() if average is None else whole_tensors(average.module)
+
+        def write(each: TensorStream) -> None:
+            save_model(model, each, tokenizer, folder, replace=True, scale=scale)
+
+        if model.lora is not None:
+            place = folder.with_name("adapter")
+            to_main(weights(), lambda each: save_adapter(model, each, tokenizer, place, replace=True))
+        if not isinstance(model.lora, SavedLoRA) or model.lora.merge:
+            to_main(weights(), write)
 
     return export
+
+
+def own_reference(engine: Engine) -> Unadapted | None:
+    """What the engine's policy started from, where it is still there: with its adapters off."""
+    adapted = cast(Actor, engine.module).lora is not None
+    return Unadapted(engine, engine.module) if adapted else None
 
 
 def sampling_actor(engine: Engine, plain: Actor) -> Callable[[], Actor]:

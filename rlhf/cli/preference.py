@@ -16,6 +16,7 @@ from rlhf.data.tokenizers import fingerprint
 from rlhf.distributed.collectives import on_main
 from rlhf.models.actor import Actor
 from rlhf.models.loading import load_actor
+from rlhf.models.lora import LoRA
 from rlhf.models.sources import Pretrained
 from rlhf.seeding import generator
 from rlhf.trainers.feedback import Feedback, feedback_of
@@ -35,7 +36,7 @@ def train(config: Preference, place: Place) -> None:
     test = None if config.test_data.path is None else _feedback(config, config.test_data, tokenizer)
     if config.loss.needs_reference:
         _give_reference(config, place, tokenizer, data, test)
-    actor = _actor(config, config.model, tokenizer, data, test)
+    actor = _actor(config, config.model, tokenizer, (data, test), lora=config.lora)
     engine = config.engine.train(actor, config.optimizer(actor), "actor")
     trainer = PreferenceTrainer(
         engine=engine,
@@ -64,8 +65,9 @@ def _actor(
     config: Preference,
     source: Pretrained,
     tokenizer: PreTrainedTokenizerBase,
-    data: Feedback,
-    test: Feedback | None,
+    texts: tuple[Feedback, Feedback | None],
+    *,
+    lora: LoRA | None = None,
 ) -> Actor:
     """A policy with positions for the longest text."""
     actor = load_actor(
@@ -74,8 +76,9 @@ def _actor(
         generator=generator(config.seed, "weights"),
         gradient_checkpointing=config.gradient_checkpointing,
         packed=config.packed,
+        lora=lora,
     )
-    longest(data.rows, None if test is None else test.rows).expect_room(actor)
+    longest(*(None if rows is None else rows.rows for rows in texts)).expect_room(actor)
     return actor
 
 
@@ -88,7 +91,7 @@ def _give_reference(
 ) -> None:
     """Give the rows the reference's log-probs, from the run's folder or measured now; then let it go."""
     path, file = config.reference.path, place.folder / FILE
-    actor = _actor(config, config.model if path is None else Pretrained(path=path), tokenizer, data, test)
+    actor = _actor(config, config.model if path is None else Pretrained(path=path), tokenizer, (data, test))
     sets = {"data": data} | ({} if test is None else {"test_data": test})
 
     def fingerprints() -> dict[str, str]:

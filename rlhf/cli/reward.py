@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf.cli.application import Command, Place
-from rlhf.cli.pieces import State, exporter, open_folder, tokenizer_of, train_and_draw
+from rlhf.cli.pieces import exporter, open_folder, tokenizer_of, train_and_draw
 from rlhf.cli.room import longest
 from rlhf.config import Reward
 from rlhf.data.loaded import SupervisedSet
@@ -17,7 +17,8 @@ from rlhf.distributed.collectives import is_main
 from rlhf.distributed.engine import Engine
 from rlhf.models.loading import load_scalar_model
 from rlhf.models.readouts import mark_readout
-from rlhf.models.score_shift import expect_place_for_shift
+from rlhf.models.scalar import ScalarModel
+from rlhf.models.score_shift import ScoreScale, expect_place_for_shift
 from rlhf.seeding import generator
 from rlhf.trainers.micro_batches import cut_for
 from rlhf.trainers.normalisation import Normalisation, score_sums
@@ -41,6 +42,7 @@ def train(config: Reward, place: Place) -> None:
         fresh_head=True,
         gradient_checkpointing=config.gradient_checkpointing,
         packed=config.packed,
+        lora=config.lora,
     )
     mark_readout(model, config.readout)
     longest(data, test, demonstrations).expect_room(model)
@@ -83,28 +85,28 @@ def _exporter(
     if demonstrations is None:
         return exporter(engine, tokenizer)
 
-    def finish(state: State) -> State:
+    def rescaled() -> ScoreScale:
         try:
-            return _normalised(config, place, engine, demonstrations, state)
+            return _normalised(config, place, engine, demonstrations)
         except ValueError as error:
             raw = place.folder / "model_as_trained"
             exporter(engine, tokenizer)(raw)
             raise ValueError(f"{error}; the model without it is in {raw}") from None
 
-    return exporter(engine, tokenizer, finish=finish)
+    return exporter(engine, tokenizer, rescaled=rescaled)
 
 
-def _normalised(
-    config: Reward, place: Place, engine: Engine, demonstrations: SupervisedSet, state: State
-) -> State:
-    """The weights to be saved, and ``normalisation.json`` with what was measured. Every rank calls it."""
+def _normalised(config: Reward, place: Place, engine: Engine, demonstrations: SupervisedSet) -> ScoreScale:
+    """What scores are changed to, and ``normalisation.json`` with what was measured. Every rank calls it."""
     cut = cut_for(engine, config.micro_batch_size, config.micro_batch_tokens, place.runtime.world_size)
     sums = score_sums(engine, demonstrations, config.readout, cut, place.runtime)
     found = Normalisation.of(sums, unit_std=config.normalise.unit_std)
     if is_main():
         text = json.dumps(asdict(found) | {"data": config.normalise.data.path}, indent=2)
         (place.folder / "normalisation.json").write_text(text + "\n", encoding="utf-8")
-    return found.applied(state)
+    model = engine.module
+    assert isinstance(model, ScalarModel)
+    return found.scale(float(model.head.shift))
 
 
 COMMAND = Command(schema=Reward, job=train)

@@ -11,6 +11,7 @@ from rlhf.cli.pieces import (
     float32_copy,
     load_reward,
     open_folder,
+    own_reference,
     prompts_of,
     sampler_for,
     sampling_actor,
@@ -49,6 +50,7 @@ def train(config: RL, place: Place) -> None:
         generator=generator(config.seed, "weights"),
         gradient_checkpointing=config.actor.gradient_checkpointing,
         packed=config.packed,
+        lora=config.actor.lora,
     )
     sampler = sampler_for(actor, tokenizer, config.rollout.sampling, memory_gib=config.rollout.memory_gib)
     text = longest(prompts.rows, None if test is None else test.rows, new_tokens=sampler.max_new_tokens)
@@ -72,7 +74,7 @@ def train(config: RL, place: Place) -> None:
         models=Models(
             actor=engine,
             critic=critic,
-            reference=reference,
+            reference=reference or (own_reference(engine) if config.measure_kl else None),
             reward=reward,
             sampling_actor=sampling_actor(engine, plain),
             average=average,
@@ -102,8 +104,8 @@ def train(config: RL, place: Place) -> None:
 def _reference(
     config: RL, actor: Actor, tokenizer: PreTrainedTokenizerBase, text: Longest
 ) -> Inference | None:
-    """The frozen policy that the KL is measured to."""
-    if not config.measure_kl:
+    """The frozen policy that the KL is measured to; None without a KL, or where the actor has it inside."""
+    if not config.measure_kl or (config.reference is None and config.actor.lora is not None):
         return None
     source = config.actor.model if config.reference is None else Pretrained(path=config.reference)
     reference = load_actor(
@@ -156,6 +158,7 @@ def _critic(config: RL, actor: Actor, tokenizer: PreTrainedTokenizerBase, text: 
         fresh_head=fresh_head,
         gradient_checkpointing=config.critic.gradient_checkpointing,
         packed=config.packed,
+        lora=config.critic.lora,
     )
     expect_same_vocabulary(actor, critic)
     text.expect_room(critic)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rlhf.cli.application import Command, Place
-from rlhf.cli.pieces import exporter, open_folder, tokenizer_of, train_and_draw
+from rlhf.cli.pieces import exporter, open_folder, own_reference, tokenizer_of, train_and_draw
 from rlhf.cli.room import Longest, longest
 from rlhf.config import SFT
 from rlhf.data.sources import read_rows
 from rlhf.data.tokenizers import load_tokenizer, train_bpe
+from rlhf.distributed.engine_config import Inference
 from rlhf.models.actor import Actor
 from rlhf.models.loading import expect_same_vocabulary, load_actor
 from rlhf.models.sources import Pretrained
@@ -32,10 +33,11 @@ def train(config: SFT, place: Place) -> None:
         generator=generator(config.seed, "weights"),
         gradient_checkpointing=config.gradient_checkpointing,
         packed=config.packed,
+        lora=config.lora,
     )
     text = longest(data, test)
     text.expect_room(actor)
-    anchor = _anchor(config, actor, tokenizer, text)
+    reference = _reference(config, actor, tokenizer, text)
     engine = config.engine.train(actor, config.optimizer(actor), "actor")
     trainer = SupervisedTrainer(
         engine=engine,
@@ -50,16 +52,26 @@ def train(config: SFT, place: Place) -> None:
         runtime=place.runtime,
         export=exporter(engine, tokenizer),
         non_finite=config.non_finite,
-        anchor=anchor,
+        anchor=_anchor(config, reference or own_reference(engine)),
     )
     train_and_draw(trainer, folder, config)
 
 
-def _anchor(config: SFT, actor: Actor, tokenizer: PreTrainedTokenizerBase, text: Longest) -> Anchor | None:
-    """The reference of ``kl_coef``."""
+def _anchor(config: SFT, reference: Inference | None) -> Anchor | None:
+    """What ``kl_coef`` keeps the policy near to."""
     if config.kl_coef == 0:
         return None
+    assert reference is not None
+    return Anchor(reference=reference, coef=config.kl_coef)
+
+
+def _reference(
+    config: SFT, actor: Actor, tokenizer: PreTrainedTokenizerBase, text: Longest
+) -> Inference | None:
+    """The reference of ``kl_coef``; None where there is none, or where the policy has its start inside."""
     path = config.reference.path
+    if config.kl_coef == 0 or (path is None and config.lora is not None):
+        return None
     reference = load_actor(
         config.model if path is None else Pretrained(path=path),
         tokenizer,
@@ -68,7 +80,7 @@ def _anchor(config: SFT, actor: Actor, tokenizer: PreTrainedTokenizerBase, text:
     )
     expect_same_vocabulary(actor, reference)
     text.expect_room(reference)
-    return Anchor(reference=config.engine.inference(reference, "reference"), coef=config.kl_coef)
+    return config.engine.inference(reference, "reference")
 
 
 def _tokenizer(config: SFT) -> PreTrainedTokenizerBase:

@@ -19,6 +19,7 @@ from rlhf.algorithms import (
 from rlhf.algorithms.policy_gradient import PolicyGradient
 from rlhf.data import selections
 from rlhf.distributed.engine_config import Plain, ZeRO
+from rlhf.models.lora import LoRA, SavedLoRA
 from rlhf.models.readouts import LastToken, TokenSum
 from rlhf.models.sources import Pretrained, TinyGPT2, TinyLlama
 from rlhf.rewards.instructions import Instructions
@@ -87,6 +88,9 @@ GROUPS: dict[str, dict[str, type]] = {
     "engine": {"zero": ZeRO, "plain": Plain},
     "schedule": {"constant": schedules.Constant, "linear": schedules.Linear, "cosine": schedules.Cosine},
     "model": {"pretrained": Pretrained, "tiny_llama": TinyLlama, "tiny_gpt2": TinyGPT2},
+    "lora": {"adapter": SavedLoRA},
+    "actor/lora": {"adapter": SavedLoRA},
+    "critic/lora": {"adapter": LoRA},
     "loss": {
         "bradley_terry": preferences.BradleyTerry,
         "rao_kupper": preferences.RaoKupper,

@@ -14,6 +14,7 @@ from rlhf.data.comparisons import ComparisonData
 from rlhf.data.feedback import FeedbackData
 from rlhf.data.sets import PromptData, SupervisedData
 from rlhf.distributed.engine_config import EngineConfig
+from rlhf.models.lora import LoRA, SavedLoRA
 from rlhf.models.readouts import LastToken, Readout
 from rlhf.models.sources import ModelSource, Pretrained
 from rlhf.rewards.sources import RewardSource
@@ -101,6 +102,8 @@ class SFT(Job):
     loads no reference."""
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     """π_ref of kl_coef."""
+    lora: SavedLoRA | None = None
+    """Adapters that are trained in place of the weights; null trains them all."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same gradient."""
 
@@ -153,6 +156,8 @@ class Reward(Job):
     """Prompts of one optimiser step, over all ranks; a pair is a prompt."""
     epochs: float = 1.0
     """Passes over the data; more than one overfits easily."""
+    lora: SavedLoRA | None = None
+    """Adapters that are trained in place of the weights; null trains them all."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same gradient."""
 
@@ -189,6 +194,8 @@ class Preference(Job):
     """Pairs, or labelled responses, of one optimiser step, over all ranks."""
     epochs: float = 1.0
     """Passes over the data."""
+    lora: SavedLoRA | None = None
+    """Adapters that are trained in place of the weights; null trains them all."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same gradient."""
 
@@ -214,6 +221,8 @@ class ActorConfig:
     """Where it starts, usually the supervised model."""
     optimizer: AdamW = field(default_factory=AdamW)
     """How parameters move."""
+    lora: SavedLoRA | None = None
+    """Adapters that are trained in place of the weights; null trains them all."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same gradient."""
     ema_decay: float | None = None
@@ -237,6 +246,8 @@ class CriticConfig:
     function, the actor's start with a new head."""
     optimizer: AdamW = field(default_factory=AdamW)
     """How parameters move."""
+    lora: LoRA | None = None
+    """Adapters that are trained in place of the weights; null trains them all."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same gradient."""
 
@@ -383,6 +394,8 @@ class Distill(Job):
     """Responses of one optimiser step, over all ranks."""
     optimizer: AdamW = field(default_factory=AdamW)
     """How parameters move."""
+    lora: SavedLoRA | None = None
+    """Adapters that are trained in place of the weights; null trains them all."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same gradient."""
 

@@ -72,23 +72,30 @@ def find_table() -> Path:
 
 def read_reviews(table: Path) -> Reviews:
     """The table's sentences. One that is labelled both ways is left out."""
+    labels = labelled_texts(table, "rotten_tomatoes")
+    cut = dict.fromkeys(sentence for row in _rows(table, "imdb") for sentence in sentences(row["text"]))
+    given = {cleaned(row["text"]) for row in _rows(table, "rotten_tomatoes")}
+    return Reviews(labels=labels, unlabelled=[text for text in cut if text not in given])
+
+
+def labelled_texts(table: Path, source: str) -> dict[str, bool]:
+    """Cleaned texts of a source of the table, and whether a human calls them positive.
+
+    One that is labelled both ways is left out.
+    """
+    labels: dict[str, set[bool]] = {}
+    for row in _rows(table, source):
+        labels.setdefault(cleaned(row["text"]), set()).add(row["label"] == "1")
+    return {text: min(given) for text, given in labels.items() if text and len(given) == 1}
+
+
+def _rows(table: Path, source: str) -> list[dict[str, str]]:
     limit = csv.field_size_limit(sys.maxsize)  # reviews are longer than the 128 KiB that csv allows
     try:
         with table.open(encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines))
+            return [row for row in csv.DictReader(lines) if row["source"] == source]
     finally:
         csv.field_size_limit(limit)
-    labels: dict[str, set[bool]] = {}
-    for row in rows:
-        if row["source"] == "rotten_tomatoes":
-            labels.setdefault(cleaned(row["text"]), set()).add(row["label"] == "1")
-    cut = dict.fromkeys(
-        sentence for row in rows if row["source"] == "imdb" for sentence in sentences(row["text"])
-    )
-    return Reviews(
-        labels={text: min(given) for text, given in labels.items() if text and len(given) == 1},
-        unlabelled=[text for text in cut if text not in labels],
-    )
 
 
 def cleaned(text: str) -> str:
@@ -106,7 +113,7 @@ def sentences(review: str) -> list[str]:
 
 def part_of(text: str) -> str:
     """The part that the text's hash puts it in."""
-    place = int(_digest(text)[:16], 16) / 16**16
+    place = int(digest(text)[:16], 16) / 16**16
     for name, share in SHARES.items():
         place -= share
         if place < 0:
@@ -125,7 +132,7 @@ def pairs(labels: dict[str, bool], *, pairings: int, seed: int) -> list[tuple[st
         raise ValueError(f"pairs need both labels, got {len(sides[0])} positive and {len(sides[1])} negative")
     found: dict[tuple[str, str], None] = {}
     for number in range(pairings):
-        good, bad = (_shuffled(side, f"{seed} {number} ") for side in sides)
+        good, bad = (shuffled(side, f"{seed} {number} ") for side in sides)
         longest = range(max(len(good), len(bad)))
         found.update(dict.fromkeys((good[i % len(good)], bad[i % len(bad)]) for i in longest))
     return list(found)
@@ -136,7 +143,7 @@ def openings(texts: Iterable[str]) -> list[str]:
     fewest, most = OPENING_WORDS
     found: dict[str, None] = {}
     for text in texts:
-        count = fewest + int(_digest(f"words {text}")[:8], 16) % (most - fewest + 1)
+        count = fewest + int(digest(f"words {text}")[:8], 16) % (most - fewest + 1)
         words = text.split(" ")
         if len(words) >= count + 2:
             found[" ".join(words[:count])] = None
@@ -157,14 +164,14 @@ def write_files(reviews: Reviews, folder: Path, *, pairings: int, imdb: int, see
         rows of each file.
     """
     parts: dict[str, list[str]] = {name: [] for name in SHARES}
-    for text in _shuffled(reviews.labels):
+    for text in shuffled(reviews.labels):
         parts[part_of(text)].append(text)
-    more = [text for text in _shuffled(reviews.unlabelled) if part_of(text) == "train"][:imdb]
+    more = [text for text in shuffled(reviews.unlabelled) if part_of(text) == "train"][:imdb]
     train_prompts = openings(parts["prompts"])
     seen = set(train_prompts)
     test_prompts = [opening for opening in openings(parts["evaluation"]) if opening not in seen]
     files: dict[str, list[dict[str, str]]] = {
-        "supervised_train": [_demonstration(text) for text in _shuffled([*parts["train"], *more])],
+        "supervised_train": [_demonstration(text) for text in shuffled([*parts["train"], *more])],
         "supervised_test": [_demonstration(text) for text in parts["evaluation"]],
         "preferences_train": _preferences(reviews, parts["train"], pairings, seed),
         "preferences_test": _preferences(reviews, parts["evaluation"], pairings, seed),
@@ -173,7 +180,7 @@ def write_files(reviews: Reviews, folder: Path, *, pairings: int, imdb: int, see
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in files.items():
-        _write(folder / f"{name}.jsonl", rows)
+        write_rows(folder / f"{name}.jsonl", rows)
     return {f"{name}.jsonl": len(rows) for name, rows in files.items()}
 
 
@@ -210,19 +217,21 @@ def _demonstration(text: str) -> dict[str, str]:
     return {"prompt": "", "response": text}
 
 
-def _write(file: Path, rows: list[dict[str, str]]) -> None:
+def write_rows(file: Path, rows: list[dict[str, str]]) -> None:
+    """Write JSON lines, whole or not at all."""
     unfinished = file.with_suffix(".unfinished")
     unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     unfinished.replace(file)
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """SHA-256 in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _shuffled(texts: Iterable[str], salt: str = "order ") -> list[str]:
+def shuffled(texts: Iterable[str], salt: str = "order ") -> list[str]:
     """The texts in the order of a salted hash, the same on every machine and Python."""
-    return sorted(texts, key=lambda text: _digest(salt + text))
+    return sorted(texts, key=lambda text: digest(salt + text))
 
 
 if __name__ == "__main__":

@@ -54,8 +54,7 @@ def latest(folder: Path) -> Path | None:
     passed over for an older whole one, which one logged line says.
 
     Raises:
-        ValueError: there are checkpoints and none is whole, or the newest whole one was written by another
-            number of ranks.
+        ValueError: there are checkpoints and none is whole.
     """
     return on_main(lambda: _newest_whole(folder))
 
@@ -100,7 +99,6 @@ def _newest_whole(folder: Path) -> Path | None:
         if fault is None:
             if faults:
                 logger.warning("torn checkpoint (%s): continuing from %s", faults[0], path)
-            _require_world_size(path)
             return path
         faults.append(fault)
     if faults:
@@ -126,15 +124,6 @@ def _fault(checkpoint: Path) -> str | None:
         if _fingerprint(path) != expected:
             return f"{path} differs from its sha256"
     return None
-
-
-def _require_world_size(checkpoint: Path) -> None:
-    saved = json.loads((checkpoint / MANIFEST).read_text())["world_size"]
-    if saved != world_size():
-        raise ValueError(
-            f"{checkpoint} was written by {saved} rank(s) and can be continued by as many only, "
-            f"not by {world_size()}"
-        )
 
 
 def _fingerprint(path: Path) -> dict[str, int | str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import io
 import logging
 import math
@@ -15,25 +14,29 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rlhf.distributed import runtime
+from rlhf.distributed import named_state, runtime
 from rlhf.distributed.collectives import world_size
 from rlhf.distributed.engine import (
     LearningRates,
     cast_parameters,
     clip_gradients,
     first_not_finite,
+    progress_of,
     require_finite,
     require_graph,
-    require_layout,
-    write_layout,
 )
-from rlhf.distributed.gathering import full_state
+from rlhf.distributed.gathering import full_state, whole_tensors
+from rlhf.distributed.sharded_state import (
+    link_moments,
+    master_weight,
+    renew_moments,
+    sharded_entries,
+)
 from rlhf.distributed.watch import WATCH
+from rlhf.tensor_file import TensorStream
 
 if TYPE_CHECKING:
     from rlhf.distributed.engine_config import ZeRO
-
-TAG = "state"  # DeepSpeed's name for one checkpoint inside its folder
 
 
 class DeepSpeedEngine:
@@ -41,8 +44,9 @@ class DeepSpeedEngine:
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, *, name: str, zero: ZeRO) -> None:
         self.name = name
-        self._zero = zero
+        self._zero, self._optimizer = zero, optimizer
         self._rates = LearningRates(optimizer)
+        self._steps = 0
         self._stage0_norm = 0.0
         self._faulty: str | None = None
         if zero.stage == 0:
@@ -75,7 +79,8 @@ class DeepSpeedEngine:
             self._engine.step()
             norm = self._engine.get_global_grad_norm()
             norm = self._stage0_norm if norm is None else float(norm)
-        require_finite(self.name, self._engine.global_steps, norm, self._faulty)
+        require_finite(self.name, self._steps + 1, norm, self._faulty)
+        self._steps += 1
         return norm
 
     def scale_lr(self, factor: float) -> None:
@@ -88,36 +93,39 @@ class DeepSpeedEngine:
         return self._rates.first
 
     def save(self, folder: Path) -> None:
-        """DeepSpeed's own checkpoint, each rank its part."""
-        if glob.escape(str(folder)) != str(folder):
-            raise ValueError(
-                f"{self.name}: {folder} contains one of *?[, and DeepSpeed could not load from there"
-            )
-        write_layout(folder, _kind(self._zero))
-        with WATCH.meeting(f"the writing of the {self.name}'s checkpoint"):
-            saved = self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
-        if saved is False:
-            raise OSError(f"{self.name}: DeepSpeed could not write its checkpoint into {folder}")
+        """Parameters, moments and step, by name, whatever the sharding."""
+        progress = progress_of(_kind(self._zero), self._steps, self._rates)
+        named_state.save(folder, progress, self._entries(self._steps))
 
     def load(self, folder: Path) -> None:
-        """Continue from :meth:`save`, with the same stage and number of ranks: DeepSpeed has no other way."""
-        require_layout(folder, self.name, _kind(self._zero))
-        with _silence(), WATCH.meeting(f"the reading of the {self.name}'s checkpoint"):
-            path, _ = self._engine.load_checkpoint(str(folder), tag=TAG)
-        if path is None:
-            raise FileNotFoundError(f"{self.name}: DeepSpeed found no checkpoint in {folder}")
+        """Continue from :meth:`save`, at any stage on any number of ranks."""
+        saved = named_state.read_progress(folder, self.name)
+        if self._zero.stage == 0:
+            named_state.renew(self._optimizer, self._parameters, saved.steps)
+        else:
+            renew_moments(self._engine.optimizer, self._optimizer, saved.steps)
+        named_state.load(folder, self.name, self._entries(saved.steps))
+        self._steps = saved.steps
+        self._rates.scale(saved.lr_scale)
+
+    def weights(self) -> TensorStream:
+        """The module's state dict; float32 master weights in place of bfloat16 ones."""
+        return whole_tensors(self.module, master_weight)
 
     def state(self) -> dict[str, Tensor]:
         """The module's state dict on the CPU, on rank 0; float32 master weights in place of bfloat16 ones."""
-        return full_state(self.module, self._master_weight)
+        return full_state(self.module, self.weights())
 
-    def _master_weight(self, tensor: Tensor) -> Tensor:
-        if tensor.dtype != torch.bfloat16 or not tensor.requires_grad:
-            return tensor
-        from deepspeed.utils import safe_get_full_fp32_param
+    @property
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
-        master = safe_get_full_fp32_param(tensor)
-        return tensor if master is None else master.view(tensor.shape)
+    def _entries(self, steps: int) -> dict[str, named_state.Entry]:
+        if self._zero.stage == 0:
+            return named_state.plain_entries(self.module, self._optimizer, steps)
+        if steps:
+            link_moments(self._engine.optimizer)
+        return sharded_entries(self.module, steps)
 
     def _clip_unsharded(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Stage 0 reports no norm, so clip where the gradients are already reduced, before the update."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,10 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rlhf.distributed import runtime
-from rlhf.distributed.collectives import barrier, is_main, on_main, world_size
-from rlhf.distributed.gathering import full_state
+from rlhf.distributed import named_state, runtime
+from rlhf.distributed.collectives import world_size
+from rlhf.distributed.gathering import full_state, whole_tensors
+from rlhf.distributed.named_state import Progress
 from rlhf.distributed.watch import WATCH
+from rlhf.tensor_file import TensorStream
 
 
 class Engine(Protocol):
@@ -58,11 +59,20 @@ class Engine(Protocol):
         """Write what :meth:`load` needs to continue exactly; every rank calls it."""
 
     def load(self, folder: Path) -> None:
-        """Continue bit for bit where :meth:`save` stopped; every rank calls it.
+        """Continue where :meth:`save` of any engine on any number of ranks stopped; every rank calls it.
+
+        With the same engine and ranks it is bit for bit the uninterrupted run, else up to rounding. Learning
+        rates keep their scale; what else the optimizer was made with stays.
 
         Raises:
             FileNotFoundError: there is no such checkpoint.
-            ValueError: another engine or another number of ranks wrote it.
+            ValueError: it is that of another model.
+        """
+
+    def weights(self) -> TensorStream:
+        """The module's state dict, whole on every rank, one tensor at a time; every rank takes all of them.
+
+        Of tied weights the first comes. What is trained is float32, whatever the engine computes in.
         """
 
     def state(self) -> dict[str, Tensor]:
@@ -78,9 +88,11 @@ class LearningRates:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
         self._initial = [float(group["lr"]) for group in optimizer.param_groups]
+        self.factor = 1.0
 
     def scale(self, factor: float) -> None:
         """Set each group to ``factor`` times its initial learning rate."""
+        self.factor = factor
         for group, initial in zip(self._optimizer.param_groups, self._initial, strict=True):
             group["lr"] = initial * factor
 
@@ -144,28 +156,31 @@ class TorchEngine:
         return self._rates.first
 
     def save(self, folder: Path) -> None:
-        """Rank 0 writes ``state.pt``: module, optimizer and step."""
-        write_layout(folder, "plain torch")
-        if is_main():
-            parts = {
-                "module": self.module.state_dict(),
-                "optimizer": self._optimizer.state_dict(),
-                "steps": self._steps,
-            }
-            torch.save(parts, folder / "state.pt")
-        barrier()
+        """Module, optimizer and step, by name."""
+        entries = named_state.plain_entries(self.module, self._optimizer, self._steps)
+        named_state.save(folder, progress_of("plain torch", self._steps, self._rates), entries)
 
     def load(self, folder: Path) -> None:
         """Continue from :meth:`save`."""
-        require_layout(folder, self.name, "plain torch")
-        parts = torch.load(folder / "state.pt", map_location=runtime.device(), weights_only=True)
-        self.module.load_state_dict(parts["module"])
-        self._optimizer.load_state_dict(parts["optimizer"])
-        self._steps = parts["steps"]
+        saved = named_state.read_progress(folder, self.name)
+        named_state.renew(self._optimizer, self._parameters, saved.steps)
+        entries = named_state.plain_entries(self.module, self._optimizer, saved.steps)
+        named_state.load(folder, self.name, entries)
+        self._steps = saved.steps
+        self._rates.scale(saved.lr_scale)
+
+    def weights(self) -> TensorStream:
+        """The module's state dict."""
+        return whole_tensors(self.module)
 
     def state(self) -> dict[str, Tensor]:
         """The module's state dict on the CPU, on rank 0."""
         return full_state(self.module)
+
+
+def progress_of(kind: str, steps: int, rates: LearningRates) -> Progress:
+    """What an engine notes of itself in a checkpoint."""
+    return Progress(engine=kind, world_size=world_size(), steps=steps, lr_scale=rates.factor)
 
 
 def cast_parameters(module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -210,27 +225,3 @@ def first_not_finite(module: nn.Module) -> str | None:
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             return name
     return None
-
-
-def write_layout(folder: Path, kind: str) -> None:
-    """Make the folder and note which engine on how many ranks writes into it."""
-
-    def write() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        layout = {"engine": kind, "world_size": world_size()}
-        (folder / "engine.json").write_text(json.dumps(layout) + "\n")
-
-    on_main(write)
-
-
-def require_layout(folder: Path, name: str, kind: str) -> None:
-    """Refuse a checkpoint of another engine or number of ranks, which could not be continued exactly."""
-    path = folder / "engine.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{name}: {path} does not exist, so {folder} is no engine's checkpoint")
-    saved = json.loads(path.read_text())
-    if saved != {"engine": kind, "world_size": world_size()}:
-        raise ValueError(
-            f"{name}: {folder} was written by {saved['engine']} on {saved['world_size']} rank(s) and cannot "
-            f"be continued by {kind} on {world_size()} rank(s)"
-        )

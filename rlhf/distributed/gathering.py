@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from rlhf.distributed.collectives import is_main
+from rlhf.distributed.collectives import is_main, on_main
 from rlhf.distributed.watch import WATCH
+from rlhf.tensor_file import Kind, TensorStream
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -36,28 +38,89 @@ def gathered(*tensors: Tensor) -> Iterator[None]:
         yield
 
 
-@torch.no_grad()
-def full_state(
-    module: nn.Module, value: Callable[[Tensor], Tensor] = lambda tensor: tensor
-) -> dict[str, Tensor]:
-    """The module's state dict with whole tensors on the CPU, on rank 0; ``{}`` on the others.
+def has_master(tensor: Tensor) -> bool:
+    """Whether a tensor of a training engine is best read as its float32 master weight."""
+    return tensor.requires_grad and (hasattr(tensor, "ds_id") or tensor.dtype == torch.bfloat16)
 
-    All ranks take part. One tensor is gathered at a time; names that share a parameter (tied weights)
-    share one tensor object.
+
+def whole_tensors(module: nn.Module, master: Callable[[Tensor], Tensor] | None = None) -> TensorStream:
+    """The module's state dict, one whole tensor at a time; all ranks take all of them, and together.
+
+    Of names that share a parameter (tied weights) the first comes.
 
     Args:
         module: sharded or not.
-        value: what to export of a gathered parameter or buffer, on every rank; itself by default.
+        master: a parameter's whole float32 master weight, on every rank, read in place of those that
+            :func:`has_master`; without it all tensors are taken as they are.
     """
-    copies: dict[int, Tensor] = {}
-    state: dict[str, Tensor] = {}
+    distinct = {names[0]: tensor for names, tensor in _distinct(module)}
+
+    def kind(tensor: Tensor) -> Kind:
+        found = Kind.of(tensor)
+        return replace(found, dtype=torch.float32) if master is not None and has_master(tensor) else found
+
+    def tensors() -> Iterator[Tensor]:
+        for tensor in distinct.values():
+            if master is not None and has_master(tensor):
+                with WATCH.meeting("the gathering of weights"):
+                    whole = master(tensor)
+                yield whole
+                del whole  # before the next is made
+            else:
+                with gathered(tensor):
+                    yield tensor.detach()
+
+    return TensorStream(kinds={name: kind(tensor) for name, tensor in distinct.items()}, tensors=tensors)
+
+
+def full_state(module: nn.Module, stream: TensorStream | None = None) -> dict[str, Tensor]:
+    """The module's state dict with whole tensors on the CPU, on rank 0; ``{}`` on the others.
+
+    All ranks take part. Names that share a parameter (tied weights) share one tensor object.
+
+    Args:
+        module: sharded or not.
+        stream: of its tensors, where they are not to be taken as they are.
+    """
+    copies: dict[str, Tensor] = {}
+    for name, tensor in whole_tensors(module) if stream is None else stream:
+        if is_main():
+            copies[name] = tensor.to("cpu", copy=True)
+    if not is_main():
+        return {}
+    first = {name: names[0] for names, _ in _distinct(module) for name in names}
+    return {name: copies[first[name]] for name in module.state_dict(keep_vars=True)}
+
+
+def to_main(stream: TensorStream, action: Callable[[TensorStream], object]) -> None:
+    """Let rank 0 do something with every tensor of a stream that all ranks make; its error is that of all.
+
+    Whatever it leaves, because it failed or does not want it, is gathered all the same.
+    """
+    coming = stream.tensors()
+
+    def on_rank_0() -> None:
+        try:
+            action(replace(stream, tensors=lambda: coming))
+        finally:
+            _exhaust(coming)
+
+    if not is_main():
+        _exhaust(coming)
+    on_main(on_rank_0)
+
+
+def _exhaust(tensors: Iterator[Tensor]) -> None:
+    for _ in tensors:
+        pass
+
+
+def _distinct(module: nn.Module) -> list[tuple[list[str], Tensor]]:
+    """Every tensor of the state dict with all its names."""
+    found: dict[int, tuple[list[str], Tensor]] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
-        if id(tensor) not in copies:
-            with gathered(tensor):
-                whole = value(tensor).detach()
-                copies[id(tensor)] = whole.to("cpu", copy=True) if is_main() else whole.new_empty(0)
-        state[name] = copies[id(tensor)]
-    return state if is_main() else {}
+        found.setdefault(id(tensor), ([], tensor))[0].append(name)
+    return list(found.values())
 
 
 def refresh(target: nn.Module, source: nn.Module) -> None:

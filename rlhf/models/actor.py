@@ -13,6 +13,7 @@ from rlhf.batch import position_ids
 from rlhf.kernels.linear_token_loss import SweptLoss, TokenLoss, linear_token_loss
 from rlhf.models.comparison import Against, Compared
 from rlhf.models.heads import LogprobHead, logit_transform
+from rlhf.models.lora import LoRA
 from rlhf.models.packing import Packed, pack, unpacked
 from rlhf.ops.logprobs import TokenLogprobs
 
@@ -57,6 +58,7 @@ class Actor(nn.Module):
         if packed:
             pack(model)
         self.packed: bool = packed
+        self.lora: LoRA | None = None  # set where it has adapters
         self.model: Any = model
 
     @property

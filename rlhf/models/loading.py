@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rlhf.models.actor import Actor
 from rlhf.models.beginnings import LEAST
 from rlhf.models.dropout import dropout_left, zero_dropout
+from rlhf.models.lora import LoRA
+from rlhf.models.pretrained import classifier_over
 from rlhf.models.scalar import ScalarModel
 from rlhf.models.score_shift import without_shift
 from rlhf.models.sources import ModelSource, Pretrained
@@ -28,6 +29,7 @@ def load_actor(
     generator: torch.Generator,
     gradient_checkpointing: bool = False,
     packed: bool = False,
+    lora: LoRA | None = None,
 ) -> Actor:
     """A policy (or, with ``frozen``, a reference) on the CPU.
 
@@ -38,17 +40,19 @@ def load_actor(
         generator: random weights depend on it alone.
         gradient_checkpointing: recompute activations in backward.
         packed: run rows end to end, without padding.
+        lora: train adapters in place of the weights.
 
     Raises:
         FileNotFoundError: the source does not exist.
         ValueError: the source is damaged or no language model, does not fit the tokenizer, computes
-            its logits in a way that the wrapper does not know, or cannot be packed.
+            its logits in a way that the wrapper does not know, cannot be packed or cannot be adapted.
     """
     model = source.causal_lm(tokenizer, dtype, generator)
     _prepare(model, tokenizer, source.name)
     actor = Actor(model, gradient_checkpointing=gradient_checkpointing, packed=packed)
     expect_own_logits(actor, source.name)
     expect_rows_apart(actor, source.name)
+    _adapt(actor, lora, source, generator)
     return actor
 
 
@@ -61,6 +65,7 @@ def load_scalar_model(
     fresh_head: bool,
     gradient_checkpointing: bool = False,
     packed: bool = False,
+    lora: LoRA | None = None,
 ) -> ScalarModel:
     """A reward model or critic on the CPU.
 
@@ -72,14 +77,15 @@ def load_scalar_model(
         fresh_head: put a random head (numerics D20) on the language model; else the head must be there.
         gradient_checkpointing: recompute activations in backward.
         packed: run rows end to end, without padding.
+        lora: train adapters and the head in place of the weights.
 
     Raises:
         FileNotFoundError: the source does not exist.
         ValueError: the source is damaged, is not of the kind needed, does not fit the tokenizer, or cannot
-            be packed.
+            be packed or adapted.
     """
     if fresh_head:
-        model = _classifier_over(source.causal_lm(tokenizer, dtype, generator), source.name)
+        model = classifier_over(source.causal_lm(tokenizer, dtype, generator), source.name)
     elif isinstance(source, Pretrained):
         model = source.classifier(tokenizer, dtype)
     else:
@@ -91,7 +97,19 @@ def load_scalar_model(
     if fresh_head:
         scalar.head.draw(generator)
     expect_rows_apart(scalar, source.name)
+    _adapt(scalar, lora, source, generator)
     return scalar
+
+
+def _adapt(
+    wrapper: Actor | ScalarModel, lora: LoRA | None, source: ModelSource, generator: torch.Generator
+) -> None:
+    """Give it adapters where they are wanted; random weights would be lost, for adapters are saved alone."""
+    if lora is None:
+        return
+    if not isinstance(source, Pretrained):
+        raise ValueError(f"lora needs a model that somebody trained, got {source.name} with random weights")
+    lora(wrapper, generator)
 
 
 def expect_same_vocabulary(first: Actor | ScalarModel, second: Actor | ScalarModel) -> None:
@@ -155,29 +173,6 @@ def expect_rows_apart(wrapper: Actor | ScalarModel, name: str) -> None:
 
 def _first(found: Tensor | tuple[Tensor, ...]) -> Tensor:
     return found if isinstance(found, Tensor) else found[0]
-
-
-def _classifier_over(causal: Any, name: str) -> Any:
-    """A one-label classifier of transformers around the backbone of a causal language model."""
-    config = copy.deepcopy(causal.config)
-    config.num_labels = 1
-    try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            classifier = AutoModelForSequenceClassification.from_config(config)
-    except ValueError:
-        raise ValueError(f"{name}: transformers has no classifier over {type(causal).__name__}") from None
-    if type(classifier.base_model) is not type(causal.base_model):
-        raise ValueError(
-            f"{name}: {type(classifier).__name__} has another backbone than {type(causal).__name__}"
-        )
-    setattr(classifier, classifier.base_model_prefix, causal.base_model)
-    embedding: Tensor = causal.get_input_embeddings().weight
-    score = torch.nn.Linear(classifier.score.in_features, 1, bias=False, device="meta")
-    score.weight = torch.nn.Parameter(
-        torch.zeros_like(score.weight, device=embedding.device, dtype=embedding.dtype)
-    )
-    classifier.score = score
-    return classifier
 
 
 def _prepare(model: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -15,21 +17,31 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlhf.models import smollm2
+from rlhf.models.adapters import CONFIG, adapters_in, with_adapter
 from rlhf.models.dropout import zero_dropout_config
 from rlhf.models.quiet import quiet
 
+FILES = ("config.json", "model/config.json", CONFIG, f"adapter/{CONFIG}")
+"""Where a folder of a model, or one of adapters, is known by."""
+
 
 def model_folder(path: str) -> str:
-    """The folder with ``config.json``: ``path``, or a run's ``model/``; what is no folder is a hub name.
+    """The folder with ``config.json``: ``path``, or a run's ``model/``; or else one with adapters.
+
+    What is no folder is a packaged model (`rlhf.models.smollm2`) or a hub name.
 
     Raises:
-        FileNotFoundError: there is a folder of that name, or of its parent's, but no model in it.
+        FileNotFoundError: there is a folder of that name, or of its parent's, but no model in it; or the
+            packaged model is not installed.
     """
-    for folder in (Path(path), Path(path) / "model"):
-        if (folder / "config.json").is_file():
-            return str(folder)
+    for file in FILES:
+        if (Path(path) / file).is_file():
+            return str((Path(path) / file).parent)
     if Path(path).exists():
         raise FileNotFoundError(f"{path} holds no model: it has neither config.json nor model/config.json")
+    if path == smollm2.NAME:
+        return smollm2.smollm2_folder()
     parts = Path(path).parts
     hub_name = len(parts) <= 2 and not path.startswith(("/", ".", "~"))
     if not hub_name or (len(parts) == 2 and Path(path).parent.exists()):
@@ -45,6 +57,11 @@ def read_causal_lm(path: str, tokenizer: PreTrainedTokenizerBase, dtype: torch.d
         ValueError: it is no causal language model, its weights are incomplete, do not fit or are not
             finite, or its own tokenizer numbers the tokens otherwise.
     """
+    if (adapters := adapters_in(model_folder(path))) is not None:
+        if adapters.classifies:
+            raise ValueError(f"{path} is no language model: its adapters are a reward model's")
+        _expect_same_tokens(path, tokenizer)
+        return with_adapter(read_causal_lm(adapters.base, tokenizer, dtype), model_folder(path))
     config = _read_config(path)
     for architecture in config.architectures or ():
         if architecture.endswith("ForSequenceClassification"):
@@ -60,9 +77,14 @@ def read_classifier(path: str, tokenizer: PreTrainedTokenizerBase, dtype: torch.
         FileNotFoundError: nothing is found under the path.
         ValueError: it is no reward model, or as for :func:`read_causal_lm`.
     """
+    if (adapters := adapters_in(model_folder(path))) is not None:
+        if not adapters.classifies:
+            raise ValueError(f"{path} is no reward model: its adapters are a language model's")
+        _expect_same_tokens(path, tokenizer)
+        return with_adapter(_classifier_for(adapters.base, tokenizer, dtype), model_folder(path))
     config = _read_config(path)
-    architecture = (config.architectures or ["unknown"])[0]
-    if not architecture.endswith("ForSequenceClassification"):
+    if not _classifies(config):
+        architecture = (config.architectures or ["unknown"])[0]
         raise ValueError(
             f"{path} is no reward model: its architecture is {architecture}, "
             "needed is a …ForSequenceClassification with one label"
@@ -71,6 +93,46 @@ def read_classifier(path: str, tokenizer: PreTrainedTokenizerBase, dtype: torch.
         raise ValueError(f"{path} is no reward model: it has {config.num_labels} labels, needed is 1")
     _expect_same_tokens(path, tokenizer)
     return _read_weights(path, AutoModelForSequenceClassification, config, dtype)
+
+
+def _classifier_for(base: str, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> Any:
+    """What a reward model's adapters, its head among them, were trained on."""
+    adapters = adapters_in(model_folder(base))
+    classifies = adapters.classifies if adapters is not None else _classifies(_read_config(base))
+    if classifies:
+        return read_classifier(base, tokenizer, dtype)
+    return classifier_over(read_causal_lm(base, tokenizer, dtype), base)
+
+
+def classifier_over(causal: Any, name: str) -> Any:
+    """A one-label classifier of transformers around the backbone of a causal language model, its head 0.
+
+    Raises:
+        ValueError: transformers has none over this backbone.
+    """
+    config = copy.deepcopy(causal.config)
+    config.num_labels = 1
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            classifier = AutoModelForSequenceClassification.from_config(config)
+    except ValueError:
+        raise ValueError(f"{name}: transformers has no classifier over {type(causal).__name__}") from None
+    if type(classifier.base_model) is not type(causal.base_model):
+        raise ValueError(
+            f"{name}: {type(classifier).__name__} has another backbone than {type(causal).__name__}"
+        )
+    setattr(classifier, classifier.base_model_prefix, causal.base_model)
+    embedding: Tensor = causal.get_input_embeddings().weight
+    score = torch.nn.Linear(classifier.score.in_features, 1, bias=False, device="meta")
+    score.weight = torch.nn.Parameter(
+        torch.zeros_like(score.weight, device=embedding.device, dtype=embedding.dtype)
+    )
+    classifier.score = score
+    return classifier
+
+
+def _classifies(config: Any) -> bool:
+    return str((config.architectures or ["unknown"])[0]).endswith("ForSequenceClassification")
 
 
 def _read_config(path: str) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rlhf.models.actor import backbone, expect_positions
 from rlhf.models.heads import ScalarHead
+from rlhf.models.lora import LoRA
 from rlhf.models.packing import Packed, pack, unpacked
 
 
@@ -42,6 +43,7 @@ class ScalarModel(nn.Module):
         if packed:
             pack(model)
         self.packed: bool = packed
+        self.lora: LoRA | None = None  # set where it has adapters
         self.model: Any = model
 
     @property

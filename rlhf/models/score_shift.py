@@ -22,18 +22,43 @@ Our loader takes the block off again and keeps c in the head.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
+from rlhf.tensor_file import TensorStream
+
+WEIGHT, SHIFT = "model.score.weight", "model.score.shift"
+"""The scalar head's, in the state of a `rlhf.models.scalar.ScalarModel`."""
 KEY = "score_block"
 """Under what a saved model's configuration says that its last block makes the score."""
 LIKE_LLAMA = ("llama", "mistral", "qwen2")
 """Kinds of models that are Llamas with other names of settings."""
 GATE, SCORE, REST = 2.0**5, 2.0**36, 2.0**58
+
+
+@dataclass(kw_only=True, slots=True)
+class ScoreScale:
+    """What a reward model's scores are changed to: gain·w·h + shift."""
+
+    gain: float
+    shift: float
+
+    def applied(self, stream: TensorStream) -> TensorStream:
+        """The weights of a `rlhf.models.scalar.ScalarModel` with such scores, as they come."""
+
+        def tensors() -> Iterator[Tensor]:
+            for name, tensor in stream:
+                if name == SHIFT:
+                    yield torch.full_like(tensor, self.shift)
+                else:
+                    yield tensor * self.gain if name == WEIGHT else tensor
+
+        return TensorStream(kinds=stream.kinds, tensors=tensors)
 
 
 def expect_place_for_shift(model: Any, name: str) -> None:

@@ -148,7 +148,7 @@ def _expect_several(source: RewardSource, paths: list[str]) -> None:
 
 
 def own_tokenizer(source: RewardSource) -> str | None:
-    """The model whose tokenizer the reward was made with, in a mixture a part's; None where it reads texts."""
+    """The model whose tokenizer the reward was made with, a mixture's part's; None where it reads texts."""
     if isinstance(source, RewardMixture):
         return next(filter(None, map(own_tokenizer, source.parts.values())), None)
     if isinstance(source, Implicit):

@@ -127,10 +127,11 @@ class Collector:
         found = [self._draw(first, wanted, clock)]
         unequal = self._unequal(found[0])
         while self.draws is not None and unequal < wanted and len(found) < self.draws:
-            missing = -(-(wanted - unequal) // self.runtime.world_size) * self.runtime.world_size
-            found.append(self._draw(first + drawn, missing, clock))
-            unequal += self._unequal(found[-1])
+            missing, ranks = wanted - unequal, self.runtime.world_size
+            more = self._draw(first + drawn, -(-missing // ranks) * ranks, clock)  # equally many on each
             drawn += missing
+            found.append(more.rows(more.rollout.group < first + drawn))
+            unequal += self._unequal(found[-1])
         if len(found) > 1 or self.runtime.world_size > 1:
             return Collected(scored=self._chosen(found), drawn=drawn, unequal=unequal)
         return Collected(scored=found[0], drawn=drawn, unequal=unequal)

@@ -15,10 +15,8 @@ from rlhf.distributed.collectives import all_sum
 from rlhf.distributed.runtime import Runtime
 from rlhf.distributed.watch import WATCH
 from rlhf.models.readouts import Readout
+from rlhf.models.score_shift import ScoreScale
 from rlhf.trainers.micro_batches import Cut, held_out
-
-WEIGHT, SHIFT = "model.score.weight", "model.score.shift"
-"""The scalar head's, in the state of a `rlhf.models.scalar.ScalarModel`."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -57,18 +55,9 @@ class Normalisation:
             )
         return cls(mean=mean, std=std, count=int(count), gain=1 / std if unit_std else 1.0)
 
-    def applied(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of a model whose scores are normalised; ``{}`` where the state is empty.
-
-        Args:
-            state: of a `rlhf.models.scalar.ScalarModel`, on the CPU; not changed.
-        """
-        if not state:
-            return state
-        return state | {
-            WEIGHT: state[WEIGHT] * self.gain,
-            SHIFT: ((state[SHIFT].double() - self.mean) * self.gain).to(state[SHIFT].dtype),
-        }
+    def scale(self, shift: float) -> ScoreScale:
+        """What scores are to be changed to, that have the constant ``shift`` in them."""
+        return ScoreScale(gain=self.gain, shift=(shift - self.mean) * self.gain)
 
 
 @torch.no_grad()

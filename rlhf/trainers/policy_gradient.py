@@ -28,12 +28,12 @@ from rlhf.models.actor import Actor
 from rlhf.ops.logprobs import TokenLogprobs
 from rlhf.rewards.reward import Reward
 from rlhf.rollout.contract import ResponseSampler
-from rlhf.seeding import generator
 from rlhf.trainers import rollout_metrics
 from rlhf.trainers.collection import Collected, Collector, Prompts, Scored, Sizes, named
 from rlhf.trainers.faults import SKIPPED, Faults, NonFinite
 from rlhf.trainers.ledger import Ledger
 from rlhf.trainers.micro_batches import cut_for, exact_div
+from rlhf.trainers.minibatches import Minibatches
 from rlhf.trainers.pretraining import Pretraining
 from rlhf.trainers.progress import load_progress, save_progress
 from rlhf.trainers.rollout_metrics import Measured
@@ -115,7 +115,10 @@ class PolicyGradientTrainer:
         ranks = runtime.world_size
         exact_div(sizes.prompts, ranks, "rollout.prompts", "ranks")
         rows = exact_div(sizes.prompts * sizes.samples, ranks, "rollout.prompts × rollout.samples", "ranks")
-        self.minibatch_rows = exact_div(rows, algorithm.minibatches, "rows per rank", "algorithm.minibatches")
+        exact_div(rows, algorithm.minibatches, "rows per rank", "algorithm.minibatches")
+        self.shuffled = Minibatches(
+            epochs=algorithm.epochs, count=algorithm.minibatches, seed=seed, runtime=runtime
+        )
         self.cut = cut_for(models.actor, sizes.micro_batch, sizes.micro_batch_tokens, ranks)
         if test is not None:
             exact_div(len(test.rows), ranks, "rows of test_prompts", "ranks")
@@ -277,16 +280,8 @@ class PolicyGradientTrainer:
             metrics.value("critic/lr", self.models.critic.lr)
 
     def minibatches(self, experience: Experience) -> Iterator[Experience]:
-        """Every row once an epoch, in a fresh order (numerics D41).
-
-        The rows of a minibatch stand in the order of the rollout: where it is the whole rollout, its
-        micro-batches are those that were scored, and the first ratio is exactly 1 (numerics D15).
-        """
-        for epoch in range(self.algorithm.epochs):
-            stream = generator(self.seed, "minibatches", self.state.rollouts, epoch, self.runtime.rank)
-            order = torch.randperm(len(experience), generator=stream)
-            for rows in order.split(self.minibatch_rows):
-                yield experience.rows(rows.sort().values)
+        """This rank's rows of each optimiser step: all once an epoch, in a fresh order (numerics D41)."""
+        return self.shuffled(experience, self.state.rollouts)
 
     def updates(self, experience: Experience, metrics: Metrics, live: TokenLogprobs | None = None) -> float:
         """All optimiser steps of a rollout, or as many as the policy may move.

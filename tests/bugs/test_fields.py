@@ -67,6 +67,7 @@ def within(part: str, fields: dict[str, Any]) -> dict[str, Any]:
     return {f"{part}.{name}": value for name, value in fields.items()}
 
 
+ADAPTER = {"rank": 3, "alpha": 5.0, "target_modules": "[q_proj]"}
 GRPO = ["algorithm=grpo", "algorithm.advantage.eps=1e-4"]
 PENALTY = ["algorithm=ppo_penalty"]
 TEXTS = ["pretraining.data.path=rows.jsonl", "pretraining.data.overlong=drop"]
@@ -129,6 +130,8 @@ OTHER: dict[str, dict[str, Any]] = {
         "test_data.path": "null",
         **{f"{part}.{name}": value for part in ("data", "test_data") for name, value in judged(part).items()},
         "model.path": "other",
+        "lora": "adapter",
+        **{f"lora.{name}": (["lora=adapter"], value) for name, value in ADAPTER.items()},
         "loss.center": 0.5,
         "loss.tie_probability": (["loss=davidson"], 0.8),
         "normalise.data.path": "rows.jsonl",
@@ -150,6 +153,8 @@ OTHER: dict[str, dict[str, Any]] = {
         "test_data.overlong": (["test_data.max_length=7"], "truncate"),
         "test_data.path": "null",
         "model.path": "other",
+        "lora": "adapter",
+        **{f"lora.{name}": (["lora=adapter"], value) for name, value in ADAPTER.items()},
         "reference.path": "other",
         "loss.beta": 0.5,
         "loss.label_smoothing": (["loss=cdpo"], 0.3),
@@ -167,6 +172,13 @@ OTHER: dict[str, dict[str, Any]] = {
         **within("actor.optimizer", OPTIMIZER),
         **within("critic.optimizer", OPTIMIZER),
         "actor.model.path": "other",
+        "actor/lora": "adapter",
+        "critic/lora": "adapter",
+        **{
+            f"{who}.lora.{name}": ([f"{who}/lora=adapter"], value)
+            for who in ("actor", "critic")
+            for name, value in ADAPTER.items()
+        },
         "critic.path": "other_critic",
         "reference": "other",
         "reward.function": "toy_score:length",
@@ -221,6 +233,8 @@ OTHER: dict[str, dict[str, Any]] = {
         **STEPS,
         **within("optimizer", OPTIMIZER),
         "student.path": "other",
+        "lora": "adapter",
+        **{f"lora.{name}": (["lora=adapter"], value) for name, value in ADAPTER.items()},
         "teacher.path": "actor",
         **within("prompts", {"limit": 5, "prompt_field": "other", "max_prompt_length": 3}),
         **within("test_prompts", {"limit": 5, "prompt_field": "other", "max_prompt_length": 3}),
@@ -250,11 +264,16 @@ ELSEWHERE = {
     "micro_batch_tokens": "must not show: tests/invariance",
     "packed": "must not show: tests/invariance",
     "rollout.memory_gib": "must not show: tests/rollout/test_decode_loop.py, tests/cli/test_bad_inputs.py",
+    "lora.merge": "tests/cli/test_lora.py",
+    "actor.lora.merge": "tests/cli/test_lora.py",
     "gradient_checkpointing": "must not show: tests/invariance",
     "actor.gradient_checkpointing": "must not show: tests/invariance",
     "critic.gradient_checkpointing": "must not show: tests/invariance",
     "cadence.checkpoint_every": "tests/trainers/test_loop.py",
     "cadence.keep_checkpoints": "tests/trainers/test_loop.py",
+    "lora": "of sft, whose model is random here: tests/cli/test_lora.py",
+    "actor.lora": "a group, actor/lora",
+    "critic.lora": "a group, critic/lora",
     "data.path": "a run cannot start without it",
     "normalise.data.targets": "the score is read at the last token, whichever are trained",
     "prompts.path": "a run cannot start without it",
@@ -282,10 +301,20 @@ def fields(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
 @pytest.mark.parametrize("command", OTHER)
 def test_no_field_is_left_out(command: str) -> None:
     choices = {
-        "rl": [["reward=function", f"algorithm={name}"] for name in options("algorithm")],
-        "preference": [[f"loss={name}"] for name in options("loss", compose("preference"))],
-        "reward": [[f"loss={name}"] for name in options("loss", compose("reward"))],
+        "rl": [
+            ["reward=function", "actor/lora=adapter", "critic/lora=adapter"],
+            *(["reward=function", f"algorithm={name}"] for name in options("algorithm")),
+        ],
+        "reward": [
+            ["lora=adapter"],
+            *([f"loss={name}"] for name in options("loss", compose("reward"))),
+        ],
+        "preference": [
+            ["lora=adapter"],
+            *([f"loss={name}"] for name in options("loss", compose("preference"))),
+        ],
         "distill": [
+            ["lora=adapter"],
             *([f"mixture={name}"] for name in options("mixture")),
             *([f"divergence={name}"] for name in options("divergence")),
         ],

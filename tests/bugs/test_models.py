@@ -392,7 +392,8 @@ def test_reward_statistics_survive_save_and_load(tmp_path: Path, source: str, un
     found = Normalisation.of(sums, unit_std=unit_std)
     expected = (raw - raw.mean()) / (raw.std(correction=0) if unit_std else 1.0)
     assert found.count == 12
-    save_model(engine.module, found.applied(engine.state()), toy.tokenizer(), tmp_path / "first")
+    scale = found.scale(float(engine.module.head.shift))
+    save_model(engine.module, engine.state(), toy.tokenizer(), tmp_path / "first", scale=scale)
     ours = load_scalar_model(
         Pretrained(path=str(tmp_path / "first")),
         toy.tokenizer(),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rlhf.distributed import collectives
@@ -136,21 +137,53 @@ def test_continuing_is_bitwise_the_uninterrupted_run(tmp_path: Path) -> None:
     assert resumed.lr == 0.05
 
 
-def test_checkpoint_of_another_world_size_is_refused(tmp_path: Path) -> None:
+def test_checkpoint_holds_every_tensor_by_name(tmp_path: Path) -> None:
     engine = engine_of(model())
+    train(engine, range(2))
     engine.save(tmp_path)
-    (tmp_path / "engine.json").write_text(json.dumps({"engine": "plain torch", "world_size": 2}))
-    message = r"critic: .* by plain torch on 2 rank\(s\) and cannot be continued by plain torch on 1 rank"
+    held = load_file(tmp_path / "part_0.safetensors")
+    names = {f"{kind}/{n}" for kind in ("value", "exp_avg", "exp_avg_sq") for n in engine.state()}
+    assert held.keys() == names
+    for name, parameter in engine.module.named_parameters():
+        assert torch.equal(held[f"value/{name}"], parameter)
+        assert torch.equal(held[f"exp_avg/{name}"], engine._optimizer.state[parameter]["exp_avg"])
+        assert torch.equal(held[f"exp_avg_sq/{name}"], engine._optimizer.state[parameter]["exp_avg_sq"])
+    saved = {"engine": "plain torch", "world_size": 1, "steps": 2, "lr_scale": 1.0}
+    assert json.loads((tmp_path / "engine.json").read_text()) == saved
+
+
+def test_continuing_before_the_first_step_starts_afresh(tmp_path: Path) -> None:
+    engine_of(model()).save(tmp_path)
+    resumed = engine_of(model())
+    train(resumed, range(2))  # forgotten
+    resumed.load(tmp_path)
+    assert train(resumed, range(3)) == train(engine_of(model()), range(3))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (nn.Sequential(nn.Linear(3, 4)), r"critic: .* holds exp_avg/2\.bias, unlike the model"),
+        (
+            nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3)),
+            r"critic: value/0\.weight in .* is \(4, 3\)",
+        ),
+    ],
+)
+def test_checkpoint_of_another_model_is_refused_by_parameter(
+    other: nn.Module, message: str, tmp_path: Path
+) -> None:
+    engine = engine_of(model())
+    train(engine, range(1))
+    engine.save(tmp_path)
     with pytest.raises(ValueError, match=message):
-        engine.load(tmp_path)
+        engine_of(other.double()).load(tmp_path)
 
 
-def test_checkpoint_of_another_engine_is_refused(tmp_path: Path) -> None:
-    engine = engine_of(model())
-    engine.save(tmp_path)
-    (tmp_path / "engine.json").write_text(json.dumps({"engine": "ZeRO-2 float32", "world_size": 1}))
-    with pytest.raises(ValueError, match=r"was written by ZeRO-2 float32 on 1 rank\(s\)"):
-        engine.load(tmp_path)
+def test_engine_json_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "engine.json").write_text('{"engine": "ZeRO-2"}')
+    with pytest.raises(ValueError, match=r"critic: .*engine\.json is not what an engine writes: .*steps"):
+        engine_of(model()).load(tmp_path)
 
 
 def test_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:

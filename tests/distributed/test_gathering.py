@@ -1,10 +1,21 @@
 """On plain modules; sharded ones are in test_deepspeed_engine.py, where the ranks are."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from rlhf.distributed.gathering import full_state, gathered, is_sharded, refresh
+from rlhf.distributed.gathering import (
+    full_state,
+    gathered,
+    is_sharded,
+    refresh,
+    to_main,
+    whole_tensors,
+)
+from rlhf.tensor_file import Kind, TensorStream
 
 
 def tied() -> nn.Sequential:
@@ -24,9 +35,33 @@ def test_full_state_equals_the_state_dict_in_tensors_of_its_own() -> None:
     assert state["0.weight"] is state["2.weight"]
 
 
-def test_full_state_exports_what_value_says() -> None:
-    state = full_state(tied().double(), lambda tensor: tensor.half())
-    assert {tensor.dtype for tensor in state.values()} == {torch.float16}
+def test_tensors_come_one_at_a_time_with_master_weights_in_place_of_bfloat16_ones() -> None:
+    model = tied().bfloat16()
+    stream = whole_tensors(model, lambda tensor: tensor.float() + 1)
+    assert list(stream.kinds) == [name for name in model.state_dict() if name != "2.weight"]
+    for name, tensor in stream:
+        own = model.state_dict()[name]
+        trained = name in dict(model.named_parameters())
+        assert torch.equal(tensor, own.float() + 1 if trained else own)
+        assert Kind.of(tensor) == stream.kinds[name]
+
+
+def test_what_fails_on_rank_0_leaves_nothing_ungathered() -> None:
+    model, taken = tied(), []
+    stream = whole_tensors(model)
+
+    def watched() -> Iterator[torch.Tensor]:
+        for tensor in stream.tensors():
+            taken.append(tensor)
+            yield tensor
+
+    def fail(stream: TensorStream) -> None:
+        next(iter(stream))
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space left"):
+        to_main(replace(stream, tensors=watched), fail)
+    assert len(taken) == len(stream.kinds) > 1
 
 
 def test_refresh_copies_parameters_and_buffers_into_the_targets_dtype() -> None:

