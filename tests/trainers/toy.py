@@ -341,6 +341,8 @@ def policy_gradient(
     algorithm: PolicyGradient | None = None,
     *,
     engine: EngineConfig | None = None,
+    critic_engine: EngineConfig | None = None,
+    inference_engine: EngineConfig | None = None,
     source: ModelSource = LLAMA,
     reference: Actor | None = None,
     reward: Reward | None = None,
@@ -369,13 +371,14 @@ def policy_gradient(
     policy = actor("actor", source, gradient_checkpointing=gradient_checkpointing, packed=packed)
     frozen = None
     if measure_kl:
-        frozen = engine.inference(copy.deepcopy(policy) if reference is None else reference, "reference")
+        module = copy.deepcopy(policy) if reference is None else reference
+        frozen = (inference_engine or engine).inference(module, "reference")
     plain = copy.deepcopy(policy)
     average = None if ema_decay is None else WeightAverage(copy.deepcopy(policy), ema_decay)
     critic = None
     if algorithm.value_loss is not None:
-        module = scalar("critic", source, gradient_checkpointing=gradient_checkpointing, packed=packed)
-        critic = engine.train(module, AdamW(lr=critic_lr)(module), "critic")
+        values = scalar("critic", source, gradient_checkpointing=gradient_checkpointing, packed=packed)
+        critic = (critic_engine or engine).train(values, AdamW(lr=critic_lr)(values), "critic")
     wrapped = engine.train(policy, AdamW(lr=lr)(policy), "actor")
 
     def sampling_actor() -> Actor:
