@@ -58,12 +58,15 @@ BOUNDS = {"float32": (1e-5, 1e-2), "bfloat16": (5e-2, 2.0 * STEPS)}
 
 
 def run(layout: str, stage: str, model: str) -> dict[str, Any] | None:
-    """Losses of every step, and all parameters after the last; None where the stage has no such model."""
+    """Losses of every step, and all parameters after the last.
+
+    None for a stage without such a model, and for PPO in bfloat16, which samples other tokens.
+    """
     from tests.trainers import toy
 
     engines = LAYOUTS[layout]
     source = {"llama": toy.LLAMA, "gpt2": toy.GPT2}[model]
-    if stage == "sft" and len(engines) > 1:
+    if len(engines) > 1 if stage == "sft" else "bfloat16" in layout:
         return None
     if stage == "sft":
         trainer: Any = toy.supervised(
