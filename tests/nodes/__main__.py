@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -147,7 +148,7 @@ class Trial:
         )
         if not ended:
             other.kill()
-        lines = [line for line in other.log.read_text().splitlines() if f"rank {lost} did not reach" in line]
+        lines = re.findall(rf"rlhf sft \[.*rank {lost} did not reach.*", other.log.read_text())
         self.expect(len(lines) > 0, f"it says: {lines[0] if lines else 'nothing'}", other)
         done = runs.last_whole(run)
         port = free_port()
