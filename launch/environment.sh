@@ -15,6 +15,17 @@ install_rlhf() {  # install_rlhf EXTRAS, e.g. "" or "[dev]"
     fi
 }
 
+count_processes() {  # sets processes: $GPUS, else one for each GPU, else two with a core each
+    if command -v nvidia-smi >/dev/null; then
+        processes="${GPUS:-$(nvidia-smi --list-gpus | wc -l)}"
+    else
+        local cores
+        cores=$(nproc)
+        processes="${GPUS:-$((cores < 2 ? 1 : 2))}"
+        export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}"
+    fi
+}
+
 # Threads that wait by spinning slow each other down wherever the cores are shared.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 

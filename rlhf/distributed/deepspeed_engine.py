@@ -99,6 +99,11 @@ class DeepSpeedEngine:
 
     def load(self, folder: Path) -> None:
         """Continue from :meth:`save`, at any stage on any number of ranks."""
+        if self._zero.nvme_path is not None:
+            raise ValueError(
+                f"{self.name}: nvme_path must be null to go on from {folder}, got {self._zero.nvme_path}; "
+                "DeepSpeed has no access to moments that lie on NVMe before its first step"
+            )
         saved = named_state.read_progress(folder, self.name)
         if self._zero.stage == 0:
             named_state.renew(self._optimizer, self._parameters, saved.steps)
@@ -145,6 +150,8 @@ def _initialize(module: nn.Module, optimizer: torch.optim.Optimizer | None, zero
     _attach()
     import deepspeed
 
+    if zero.nvme_path is not None:
+        _require_libaio()
     cast_parameters(module, zero.precision.dtype)
     settings = _settings(module, zero, trains=optimizer is not None)
     with _silence(), WATCH.meeting("DeepSpeed's initialization"):
@@ -176,6 +183,19 @@ def _attach() -> None:
     deepspeed.init_distributed(verbose=False)
 
 
+def _require_libaio() -> None:
+    """Refuse NVMe where DeepSpeed cannot build what reads and writes it."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    with _silence(), contextlib.redirect_stderr(io.StringIO()):
+        there = AsyncIOBuilder().is_compatible(verbose=False)
+    if not there:
+        raise ValueError(
+            "ZeRO.nvme_path needs libaio and its headers (Debian: libaio-dev), which are missing here; "
+            "without nvme_path the offload is to CPU memory"
+        )
+
+
 def _settings(module: nn.Module, zero: ZeRO, *, trains: bool) -> dict[str, Any]:
     """DeepSpeed's configuration."""
     elements = sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
@@ -184,10 +204,14 @@ def _settings(module: nn.Module, zero: ZeRO, *, trains: bool) -> dict[str, Any]:
         "reduce_bucket_size": min(500_000_000, max(elements, 1)),  # its buffer is no larger than the model
         "stage3_param_persistence_threshold": zero.persistence_threshold,
     }
+    where: dict[str, Any] = {"device": "cpu"}
+    if zero.nvme_path is not None:
+        where = {"device": "nvme", "nvme_path": zero.nvme_path}
     if zero.offload_optimizer and trains:
-        sharding["offload_optimizer"] = {"device": "cpu"}
+        sharding["offload_optimizer"] = where
     if zero.offload_parameters:
-        sharding["offload_param"] = {"device": "cpu"}
+        largest = max(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
+        sharding["offload_param"] = where | ({"buffer_size": largest} if zero.nvme_path else {})
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,  # only for DeepSpeed's own statistics
         "managed_gradient_accumulation": False,  # any number of backwards, then a step

@@ -114,6 +114,9 @@ class ZeRO(EngineConfig):
     offload_parameters: bool = False
     """Keep this rank's share of the parameters in CPU memory; stage 3."""
 
+    nvme_path: str | None = None
+    """Folder on a fast local disk for what is offloaded, in place of CPU memory; stage 3, needs libaio."""
+
     persistence_threshold: int = 100_000
     """Stage 3 keeps parameters of fewer elements than this whole on every rank."""
 
@@ -131,6 +134,13 @@ class ZeRO(EngineConfig):
         if self.offload_parameters and self.stage != 3:
             raise ValueError(
                 f"ZeRO.offload_parameters must be false at stage {self.stage}, got true; use stage 3"
+            )
+        if self.nvme_path is not None and not (
+            self.stage == 3 and (self.offload_optimizer or self.offload_parameters)
+        ):
+            raise ValueError(
+                f"ZeRO.nvme_path must be null where nothing is offloaded at stage 3, got {self.nvme_path}; "
+                "set offload_optimizer or offload_parameters"
             )
         if self.persistence_threshold < 0:
             raise ValueError(

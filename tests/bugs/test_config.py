@@ -261,6 +261,12 @@ def floats(node: ast.AST) -> Iterator[float]:
 # Launching
 
 STAND_INS = {
+    "$@": "sft",
+    "$hostfile": "hostfile",
+    "$NODE_RANK": "1",
+    "$address": "node0",
+    "$port": "29500",
+    "${MASTER_PORT:-29500}": "29500",
     "$resume": "true",
     "$processes": "2",
     "${runs#runs/}": "quickstart",

@@ -168,6 +168,8 @@ OTHER: dict[str, dict[str, Any]] = {
         "epochs": 2,
     },
     "rl": {
+        "critic.engine.clip": (["engine@critic.engine=plain"], 1e-6),
+        "inference_engine.precision": (["engine@inference_engine=zero2"], "bfloat16"),
         **STEPS,
         **within("actor.optimizer", OPTIMIZER),
         **within("critic.optimizer", OPTIMIZER),
@@ -285,6 +287,8 @@ ELSEWHERE = {
     "algorithm.correction": "tests/algorithms/test_around_the_loss.py: sampler and scorer are one here",
     "algorithm.overlong_penalty": "its fields",
     "algorithm.value_loss": "its field",
+    "critic.engine": "its field",
+    "inference_engine": "its field",
 }
 OF_SETS = ("split", "config", "as_chat", "messages_field")
 """Of data sets with a name, and of conversations: tests/data/test_sources.py and test_chat.py."""

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from rlhf.distributed import deepspeed_engine, runtime
 from rlhf.distributed.engine import TorchEngine
 from rlhf.distributed.engine_config import Plain, Precision, ZeRO
 
@@ -16,6 +18,8 @@ from rlhf.distributed.engine_config import Plain, Precision, ZeRO
         ({"clip": 0.0}, r"ZeRO\.clip must be positive or null, got 0\.0"),
         ({"stage": 0, "offload_optimizer": True}, r"ZeRO\.offload_optimizer must be false at stage 0"),
         ({"stage": 2, "offload_parameters": True}, r"ZeRO\.offload_parameters must be false at stage 2"),
+        ({"stage": 3, "nvme_path": "/nvme"}, r"ZeRO\.nvme_path must be null where nothing is offloaded"),
+        ({"nvme_path": "/nvme", "offload_optimizer": True}, r"ZeRO\.nvme_path must be null where"),
         ({"persistence_threshold": -1}, r"ZeRO\.persistence_threshold must be at least 0, got -1"),
     ],
 )
@@ -65,3 +69,29 @@ def test_released_weights_take_no_memory() -> None:
     frozen = Plain().inference(nn.BatchNorm1d(3), "reference")
     frozen.release()
     assert sum(tensor.untyped_storage().nbytes() for tensor in frozen.module.state_dict().values()) == 0
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    runtime.start()
+    yield
+    runtime.stop()
+
+
+def test_nvme_without_libaio_is_refused_in_one_line(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self, verbose: False)
+    config = ZeRO(stage=3, offload_parameters=True, nvme_path="/nvme")
+    with pytest.raises(ValueError, match=r"nvme_path needs libaio and its headers \(Debian: libaio-dev\)"):
+        config.inference(nn.Linear(2, 2), "reference")
+
+
+def test_nvme_takes_the_place_of_cpu_memory_for_what_is_offloaded() -> None:
+    module = nn.Linear(3, 5)
+    for path, device in ((None, "cpu"), ("/nvme", "nvme")):
+        config = ZeRO(stage=3, offload_optimizer=True, offload_parameters=True, nvme_path=path)
+        found = deepspeed_engine._settings(module, config, trains=True)["zero_optimization"]
+        for part in ("offload_optimizer", "offload_param"):
+            assert found[part]["device"] == device
+            assert found[part].get("nvme_path") == path

@@ -378,6 +378,8 @@ def policy_gradient(
     algorithm: PolicyGradient | None = None,
     *,
     engine: EngineConfig | None = None,
+    critic_engine: EngineConfig | None = None,
+    inference_engine: EngineConfig | None = None,
     source: ModelSource = LLAMA,
     reference: Actor | None = None,
     reward: Reward | None = None,
@@ -407,15 +409,17 @@ def policy_gradient(
     policy = actor("actor", source, gradient_checkpointing=gradient_checkpointing, packed=packed, lora=lora)
     frozen: Any = None
     if measure_kl and lora is None:
-        frozen = engine.inference(copy.deepcopy(policy) if reference is None else reference, "reference")
+        module = copy.deepcopy(policy) if reference is None else reference
+        frozen = (inference_engine or engine).inference(module, "reference")
     plain = copy.deepcopy(policy)
     average = None if ema_decay is None else WeightAverage(copy.deepcopy(policy), ema_decay)
     critic = None
     if algorithm.value_loss is not None:
-        module = scalar(
-            "critic", source, gradient_checkpointing=gradient_checkpointing, packed=packed, lora=lora
-        )
-        critic = engine.train(module, AdamW(lr=critic_lr)(module), "critic")
+    policy = actor("actor", source, gradient_checkpointing=gradient_checkpointing, packed=packed, lora=lora)
+    frozen: Any = None
+    if measure_kl and lora is None:
+        module = copy.deepcopy(policy) if reference is None else reference
+        frozen = (inference_engine or engine).inference(module, "reference")
     wrapped = engine.train(policy, AdamW(lr=lr)(policy), "actor")
     if measure_kl and lora is not None:
         frozen = Unadapted(wrapped, policy)
