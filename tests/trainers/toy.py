@@ -415,11 +415,10 @@ def policy_gradient(
     average = None if ema_decay is None else WeightAverage(copy.deepcopy(policy), ema_decay)
     critic = None
     if algorithm.value_loss is not None:
-    policy = actor("actor", source, gradient_checkpointing=gradient_checkpointing, packed=packed, lora=lora)
-    frozen: Any = None
-    if measure_kl and lora is None:
-        module = copy.deepcopy(policy) if reference is None else reference
-        frozen = (inference_engine or engine).inference(module, "reference")
+        values = scalar(
+            "critic", source, gradient_checkpointing=gradient_checkpointing, packed=packed, lora=lora
+        )
+        critic = (critic_engine or engine).train(values, AdamW(lr=critic_lr)(values), "critic")
     wrapped = engine.train(policy, AdamW(lr=lr)(policy), "actor")
     if measure_kl and lora is not None:
         frozen = Unadapted(wrapped, policy)
