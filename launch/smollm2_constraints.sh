@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A real pretrained model learns to keep to the form that it is asked for: half an hour on two cores.
+# A real pretrained model learns to keep to the form that it is asked for, on two cores.
 # SmolLM2-135M answers short requests that end in a constraint (no commas, few words, a closing phrase); IFEval's
 # checkers say whether it was kept, and GRPO trains adapters on that. Tested on other requests.
 # Everything lands in runs/smollm2_constraints. A finished stage is kept, an interrupted one continues.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A real pretrained model learns to go on with film reviews in a friendly way: half an hour on two cores.
+# A real pretrained model learns to go on with film reviews in a friendly way, on two cores.
 # SmolLM2-135M with adapters becomes a reward model on human sentiment labels; RLOO then trains other adapters
 # of it against that reward, with the KL to the untouched model. VADER, a lexicon, is the second opinion.
 # Everything lands in runs/smollm2_sentiment. A finished stage is kept, an interrupted one continues.

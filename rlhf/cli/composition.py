@@ -92,6 +92,6 @@ def nearest(word: str, known: list[str]) -> str:
     own = f"{word.replace('/', '.')}."
     known = [name for name in known if not own.startswith(f"{name.replace('/', '.')}.")]  # nor a parent
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if not close:  # the last part may be right and stand elsewhere
-        close = [key for key in known if key.split(".")[-1] == word.rsplit(".", maxsplit=1)[-1]][:1]
+    if not close or "." not in word:  # the last part may be right and stand elsewhere
+        close = [key for key in known if key.split(".")[-1] == word.rsplit(".", maxsplit=1)[-1]][:1] or close
     return f"; did you mean {close[0]}?" if close else ""

@@ -26,6 +26,8 @@ def _of_composition(name: str, error: BaseException, text: str, arguments: Seque
         return f"{word!r} is not KEY=VALUE: {str(error).partition(chr(10))[0]}"
     if match := re.search(r"Could not (?:override|delete) '([^']+)'", text):
         return _unknown_key(match[1], name, arguments)
+    if match := re.search(r"Error merging override ([\w.]+)=.* is not a subclass of", text):
+        return _unknown_key(match[1], name, arguments)
     if match := re.search(r"Could not find '([^']+)'", text) or re.search(
         r"In '([^']+)': .* is not a subclass of", text
     ):

@@ -46,9 +46,6 @@ class Measure(Protocol):
 
 def wide_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(…, H), (V, H), (V,) → (…, V) W·h + b with float32 sums that are not rounded to the factors' dtype."""
-    if not torch.is_grad_enabled() and has_few_rows(hidden, weight):
-        few = few_rows(hidden.reshape(-1, hidden.shape[-1]), weight, bias)
-        return few.reshape(*hidden.shape[:-1], weight.shape[0])
     if hidden.dtype == wide(hidden.dtype) or torch.is_grad_enabled():
         return F.linear(in_float32(hidden), in_float32(weight), None if bias is None else in_float32(bias))
     states = hidden.reshape(-1, hidden.shape[-1])
@@ -120,7 +117,16 @@ class LogprobHead(nn.Linear):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(…, H) → (…, V) float32 logits before the temperature, as the model defines them."""
-        z: Tensor = self(hidden, exact=True)
+        return self._transformed(self(hidden, exact=True))
+
+    def step_logits(self, hidden: Tensor) -> Tensor:
+        """The same of one token a row, (B, H) → (B, V), of weights that are whole: few rows are multiplied in
+        C++ where there is any, a row's numbers the same in every batch."""
+        if not has_few_rows(hidden, self.weight):
+            return self.logits(hidden)
+        return self._transformed(few_rows(hidden, self.weight, self.bias))
+
+    def _transformed(self, z: Tensor) -> Tensor:
         if self.scale != 1.0:
             z = z * self.scale
         return z if self.softcap is None else torch.tanh(z / self.softcap) * self.softcap

@@ -42,7 +42,7 @@ def decode_loop(
     alive, steps = torch.ones_like(out.ended), Steps(out)
     look = patience(noise.device)
     for t in range(T):
-        drawn = decoding.draw(head.logits(states), noise[t])
+        drawn = decoding.draw(head.step_logits(states), noise[t])
         steps.add(drawn, alive)
         if stops.strings is not None:  # they read the responses
             steps.write(rows)

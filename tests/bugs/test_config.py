@@ -206,7 +206,8 @@ FIXED = {
     ("algorithms/policy_losses.py", 1.5): "the adaptive penalty's band (Schulman et al. 2017, section 4)",
     ("algorithms/preference_losses.py", 0.5): "labels that are wrong half of the time say nothing",
     ("ops/kl.py", 0.5): "the half of k2",
-    ("rollout/decode_loop.py", 0.8): "when copying live rows pays; no token depends on it",
+    ("rollout/memory.py", 0.8): "when copying live rows pays; no token depends on it",
+    ("rollout/contract.py", 1e-5): "float32's rounding of a log-prob of 0",
     ("ops/preference_losses.py", 1e-6): "log(1 - p) is finite where float32 cannot tell p from 1",
     ("ops/value_losses.py", 0.5): "the half of a squared error",
     ("ops/ranking_losses.py", 0.5): "a label of 1/2 is a tie",
@@ -288,6 +289,8 @@ def launched() -> list[tuple[str, list[str]]]:
         for line in re.findall(r"^\s*(?:exec )?((?:deepspeed|rlhf|torchrun) .*)$", text, re.MULTILINE):
             for stage in stages if "$1" in line else [""]:
                 words = shlex.split(line, comments=True)
+                if not line.endswith('rlhf "$@"'):  # further overrides, not the command
+                    words = [word for word in words if word not in ("$@", "${@:3}")]
                 for name, value in {"$1": stage, **STAND_INS}.items():
                     words = [word.replace(name, value) for word in words]
                 found.append((script.name, words))

@@ -26,6 +26,7 @@ from rlhf.algorithms.aggregation import TokenMean
 from rlhf.algorithms.kl import KL, AdaptiveKLInReward, KLInReward
 from rlhf.algorithms.policy_losses import Clipped, PolicyLoss, Reinforce
 from rlhf.algorithms.preference_losses import KTO
+from rlhf.algorithms.preferences import BradleyTerry
 from rlhf.algorithms.value_losses import ClippedValueLoss, ValueLoss
 from rlhf.cli import rl
 from rlhf.cli.application import run as run_command
@@ -194,7 +195,7 @@ def test_denominator_counts_exactly_the_tokens_in_the_loss(toy: ModuleType, stag
         trainer.engine.module.forward = minus_one
     elif stage == "reward_model":
         trainer = toy.reward_model(batch_size=12, micro_batch_size=5)
-        trainer.pair_loss = lambda chosen, *_: torch.ones_like(chosen)
+        trainer.loss = OneForComparisons()
     elif stage in ("preference", "kto"):
         trainer = getattr(toy, stage)(batch_size=12, micro_batch_size=5)
         trainer.train.loss = OneForPreferences()
@@ -214,6 +215,13 @@ class OneForPreferences(KTO):
 
     def __call__(self, first: Any, *others: Any) -> Tensor:
         return torch.ones_like(first.logprobs)
+
+
+class OneForComparisons(BradleyTerry):
+    """Each comparison costs 1."""
+
+    def __call__(self, chosen: Any, *others: Any, **named: Any) -> Tensor:
+        return torch.ones_like(chosen)
 
 
 def concrete(base: type, module: ModuleType) -> list[Any]:

@@ -159,7 +159,7 @@ def test_prompt_that_leaves_no_room_in_the_context_is_refused_before_sampling(
 
 
 def test_memory_that_no_row_fits_in_is_refused(refused: Refused, rl_arguments: list[str]) -> None:
-    refused(r"one row's caches and logits take \d+ bytes", "rl", *rl_arguments, "rollout.memory_gib=1e-7")
+    refused(r"decoding one row takes \d+ bytes", "rl", *rl_arguments, "rollout.memory_gib=1e-7")
     refused(r"memory_gib must be positive or null, got 0\.0", "rl", *rl_arguments, "rollout.memory_gib=0")
 
 

@@ -34,8 +34,8 @@ def test_wrong_override_is_explained(
 
 
 def test_choice_that_the_command_does_not_have_is_refused(rlhf: Any) -> None:
-    outcome = rlhf("reward", "model=tiny_llama")
-    assert outcome.err == "rlhf reward: model is no choice of rlhf reward; its fields are model.path\n"
+    outcome = rlhf("distill", "student=tiny_llama")
+    assert outcome.err == "rlhf distill: student is no choice of rlhf distill; its fields are student.path\n"
 
 
 def test_key_of_another_component_is_refused_with_its_owner(rlhf: Any, rl_arguments: list[str]) -> None:

@@ -77,9 +77,10 @@ def documented(workspace: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_the_page_shows_every_reward() -> None:
     from rlhf.config import GROUPS
 
-    shown = set(re.findall(r"^\| `(\w+)` \|", PAGE.partition("\n## ")[0], re.MULTILINE))
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", PAGE.partition("\n## ")[0], re.MULTILINE)
+    shown = {name for row in rows for name in re.findall(r"\w+", row)}
     used = set(re.findall(r"(?:reward=|reward\.parts\.\w+=)(\w+)", "\n".join(LINES)))
-    elsewhere = {"none", "endpoint"}  # docs/serving.md has the commands of an endpoint
+    elsewhere = {"none", "endpoint", "ensemble", "ensemble_lowest"}  # docs/serving.md, docs/reward_models.md
     assert shown == used | elsewhere == set(GROUPS["reward"])
 
 

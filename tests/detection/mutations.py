@@ -363,8 +363,8 @@ MUTATIONS = (
         (
             Edit(
                 "rlhf.rollout.decode_loop",
-                "out.ended[rows] = ~alive",
-                "out.ended[rows], out.mask[rows, t] = ~alive, alive",
+                "        if t + 1 == T:",
+                "        steps._alive[-1:] = [alive]\n        if t + 1 == T:",
             ),
         ),
         (SAMPLER_TESTS + "test_the_mask_reaches_the_first_end_token_and_pad_follows",),

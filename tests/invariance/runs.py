@@ -97,7 +97,13 @@ def tokens(run: Run) -> int:
 
 
 def _weights(trainer: Any) -> dict[str, Tensor]:
-    return {f"{e.name}.{name}": value for e in engines(trainer) for name, value in e.state().items()}
+    """Of what a step moves: constants that nothing trains have no gradient."""
+    return {
+        f"{engine.name}.{name}": value
+        for engine in engines(trainer)
+        for name, value in engine.state().items()
+        if name not in dict(engine.module.named_buffers())
+    }
 
 
 def engines(trainer: Any) -> list[Engine]:
