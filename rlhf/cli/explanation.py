@@ -26,7 +26,7 @@ def _of_composition(name: str, error: BaseException, text: str, arguments: Seque
         return f"{word!r} is not KEY=VALUE: {str(error).partition(chr(10))[0]}"
     if match := re.search(r"Could not (?:override|delete) '([^']+)'", text):
         return _unknown_key(match[1], name, arguments)
-    if match := re.search(r"Error merging override ([\w.]+)=.* is not a subclass of", text):
+    if (match := re.search(r"Error merging override ([\w.]+)=", text)) and _wants_fields(error):
         return _unknown_key(match[1], name, arguments)
     if match := re.search(r"Could not find '([^']+)'", text) or re.search(
         r"In '([^']+)': .* is not a subclass of", text
@@ -40,6 +40,11 @@ def _of_composition(name: str, error: BaseException, text: str, arguments: Seque
         cause = str(error.__cause__).strip().partition("\n")[0]  # the lines after it repeat the key
         return f"{text}: {cause}"
     return text
+
+
+def _wants_fields(error: Exception) -> bool:
+    """Whether a word was given where fields are."""
+    return "is not a subclass of" in str(error.__cause__)
 
 
 def _unknown_key(key: str, name: str, arguments: Sequence[str]) -> str:

@@ -79,6 +79,7 @@ class LogprobHead(nn.Linear):
         mask: Tensor | None = None,
         measure: Measure = linear_logprobs,
         exact: bool = False,
+        rows: bool = False,
     ) -> Any:
         """What ``measure`` says of ``targets``; without targets W·h + b, as the model's own code expects.
 
@@ -89,11 +90,14 @@ class LogprobHead(nn.Linear):
             mask: (…) bool; where it is False nothing is computed and results are 0.
             measure: log-probs and entropies unless asked otherwise.
             exact: without targets, keep the float32 sums that log-probs are made of.
+            rows: with ``exact``, (B, H) is one token of each of B rows: few are multiplied in C++ where it is.
 
         Returns:
             `TokenLogprobs` of (…) float32, or what ``measure`` returns; without targets (…, V), in the
             model's dtype or, where ``exact``, in float32.
         """
+        if targets is None and rows and has_few_rows(hidden, self.weight):
+            return few_rows(hidden, self.weight, self.bias)
         if targets is None and exact:
             return wide_linear(hidden, self.weight, self.bias)
         if targets is None:
@@ -120,11 +124,8 @@ class LogprobHead(nn.Linear):
         return self._transformed(self(hidden, exact=True))
 
     def step_logits(self, hidden: Tensor) -> Tensor:
-        """The same of one token a row, (B, H) → (B, V), of weights that are whole: few rows are multiplied in
-        C++ where there is any, a row's numbers the same in every batch."""
-        if not has_few_rows(hidden, self.weight):
-            return self.logits(hidden)
-        return self._transformed(few_rows(hidden, self.weight, self.bias))
+        """The same of one token a row, (B, H) → (B, V), a row's numbers the same in every batch on a CPU."""
+        return self._transformed(self(hidden, exact=True, rows=True))
 
     def _transformed(self, z: Tensor) -> Tensor:
         if self.scale != 1.0:
