@@ -42,7 +42,7 @@ def _of_composition(name: str, error: BaseException, text: str, arguments: Seque
     return text
 
 
-def _wants_fields(error: Exception) -> bool:
+def _wants_fields(error: BaseException) -> bool:
     """Whether a word was given where fields are."""
     return "is not a subclass of" in str(error.__cause__)
 

@@ -90,7 +90,7 @@ class LogprobHead(nn.Linear):
             mask: (…) bool; where it is False nothing is computed and results are 0.
             measure: log-probs and entropies unless asked otherwise.
             exact: without targets, keep the float32 sums that log-probs are made of.
-            rows: with ``exact``, (B, H) is one token of each of B rows: few are multiplied in C++ where it is.
+            rows: with ``exact``, (B, H) is a token of each of B rows: few are multiplied in C++ where it is.
 
         Returns:
             `TokenLogprobs` of (…) float32, or what ``measure`` returns; without targets (…, V), in the
