@@ -170,6 +170,11 @@ class Reward(Job):
                 f"normalise.data.path must be null for {type(self.readout).__name__}, whose sum over tokens "
                 f"has no place for a constant, got {self.normalise.data.path}"
             )
+        if self.normalise.data.path is not None and self.lora is not None and not self.lora.merge:
+            raise ValueError(
+                f"lora.merge must be true for normalise.data.path={self.normalise.data.path}, got false: "
+                "adapters by themselves have no place for a constant"
+            )
 
 
 @dataclass(kw_only=True, slots=True)

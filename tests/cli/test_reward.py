@@ -171,6 +171,10 @@ def test_an_ensemble_scores_files_and_is_optimised(
     [
         (["normalise.unit_std=true"], "normalise.data.path must name reference demonstrations"),
         (["readout=token_sum", "normalise.data.path=x"], "normalise.data.path must be null for TokenSum"),
+        (
+            ["lora=adapter", "lora.merge=false", "normalise.data.path=x"],
+            "lora.merge must be true for normalise.data.path=x, got false",
+        ),
         (["loss=davidson", "loss.tie_probability=1"], "Davidson.tie_probability must lie between 0 and 1"),
         (["loss=dpo"], "loss has no option 'dpo'"),
     ],

@@ -90,6 +90,7 @@ def test_the_policy_starts_on_its_reference_and_leaves_it(
     expect_equal(found["continued"], found["after"])
 
 
+@pytest.mark.slow  # a minute of two ranks
 @pytest.mark.parametrize("key", [f"{stage} {name}" for stage in STAGES for name in ENGINES])
 def test_every_engine_trains_the_same_adapters_on_two_ranks(
     toy: ModuleType, pair: Any, key: str, tmp_path: Path
@@ -101,6 +102,7 @@ def test_every_engine_trains_the_same_adapters_on_two_ranks(
     expect_equal(pair[key]["continued"], pair[key]["after"])
 
 
+@pytest.mark.slow  # a minute of two ranks
 @pytest.mark.parametrize("key", [*(f"ppo {name}" for name in ENGINES), "gpt2 zero3", SPECIAL])
 def test_adapters_alone_move_on_every_engine(pair: Any, key: str) -> None:
     for before, after in zip(pair[key]["before"], pair[key]["after"], strict=True):
@@ -109,6 +111,7 @@ def test_adapters_alone_move_on_every_engine(pair: Any, key: str) -> None:
             assert torch.equal(after[name], tensor) is not trained, name
 
 
+@pytest.mark.slow  # a minute of two ranks
 def test_adapters_train_under_zero3(pair: Any) -> None:
     """In bfloat16 with float32 master weights of the adapters, and a base in the same bfloat16."""
     for states in (pair[SPECIAL]["before"], pair[SPECIAL]["after"]):
