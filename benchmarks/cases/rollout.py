@@ -65,7 +65,9 @@ def run(bench: Bench) -> Iterator[Line]:
         outcome = contest(few, cell, contenders)
         for line in outcome.lines:
             if line.seconds is not None:
-                line.values = {"tokens/s": UNIT / line.seconds, "wasted steps": task.waste[line.contender]}
+                line.values = {"tokens/s": UNIT / line.seconds}
+                if line.contender in task.waste:
+                    line.values["wasted steps"] = task.waste[line.contender]
         if task.sampled is not None and "tokens/s" in outcome.line("rlhf").values:
             speed = outcome.line("rlhf").values["tokens/s"]
             shares = {name: speed / limit for name, limit in _limits(size, task.prompts, task.sampled, bench)}
@@ -78,11 +80,11 @@ def run(bench: Bench) -> Iterator[Line]:
 
 
 def _limits(size: Size, prompts: PromptBatch, mask: Tensor, bench: Bench) -> Iterator[tuple[str, float]]:
-    """Tokens a second at most for these responses: by what a step must read, and by what it must multiply.
+    """Tokens a second of these responses: what reading allows, and what torch's products alone would give.
 
-    Reading: all weights in each step and the cache of each live row, at the speed of a copy. Multiplying: all
-    weights with a state of each live row, at the speed of a product with a feed-forward layer's weights, for
-    the mean number of live rows. Prompts cost nothing here.
+    Reading: all weights in each step and the cache of each live row, at the speed of a copy. Products: all
+    weights with a state of each live row, at torch's speed for a feed-forward layer's weights and the mean
+    number of live rows; no limit, since a product for few rows can be written better. Prompts cost nothing.
     """
     live = mask.sum(0)
     reached = prompts.mask.sum(1, keepdim=True) + torch.arange(mask.shape[1])
@@ -90,7 +92,7 @@ def _limits(size: Size, prompts: PromptBatch, mask: Tensor, bench: Bench) -> Ite
     words = size.weights * int((live > 0).sum()) + keys * int(torch.where(mask, reached, 0).sum())
     tokens = int(live.sum())
     yield "share of the copy limit", tokens * _copied(bench) / (4 * words)
-    yield "share of the product limit", _multiplied(size, max(tokens // mask.shape[1], 1)) / size.weights
+    yield "times torch's bare products", _multiplied(size, max(tokens // mask.shape[1], 1)) / size.weights
 
 
 def _copied(bench: Bench) -> float:
@@ -154,7 +156,7 @@ class _Task:
     exact: bool
     """Float32; in bf16 near-equal logits may change places, and all that follows with them."""
     waste: dict[str, float]
-    """Share of decoded (row, step) pairs after the row's end."""
+    """Share of decoded (row, step) pairs after the row's end; not of ours, which lets rows go."""
     graphs: Graphs | None = None
     """What our sampler captures; None for a CPU's loop."""
     sampled: Tensor | None = None
@@ -183,7 +185,7 @@ class _Task:
                 lambda: found.append(sampler.sample(self.actor, self.prompts, noise).mask), bench.device
             )
             self.sampled = found[0]
-            return self._each("rlhf", took, found[0])
+            return took / int(found[0].sum()) * UNIT
 
         def results() -> dict[str, Tensor]:
             rollout = sampler.sample(self.actor, self.prompts, noise)
