@@ -12,7 +12,7 @@ START = "runs/quickstart"
 BEST_OF = (4, 16, 64)
 PROMPTS = 256
 """Unseen prompts that every policy answers once."""
-SAMPLES = 4
+SAMPLES = 8
 """Responses of the supervised model to each prompt, the best and the worst of which are a pair."""
 GOOD, QUANTILES = "<good> ", 5
 PLAIN = ["engine=plain", "cadence.evaluate_every=0", "cadence.checkpoint_every=0"]
@@ -52,7 +52,7 @@ def methods(seed: int) -> list[Method]:
     """All of them, from the same supervised model."""
     place = _place(seed)
     offline = [
-        Method(name=name, words=_preference(place, seed, name, options), folder=f"{place}/{name}")
+        Method(name=name, words=_preference(seed, name, options), folder=f"{place}/{name}")
         for name, options in LOSSES.items()
     ]
     recipes = [
@@ -72,22 +72,27 @@ def methods(seed: int) -> list[Method]:
 
 
 LOSSES: dict[str, list[str]] = {
-    "preferred_ft": ["optimizer.lr=3e-4"],
-    "unlikelihood": ["optimizer.lr=3e-4", "loss.coef=0.3"],
-    "dpo": ["optimizer.lr=2e-4", "loss.beta=0.2"],
-    "cdpo": ["optimizer.lr=2e-4", "loss.beta=0.2", "loss.label_smoothing=0.1"],
-    "ipo": ["optimizer.lr=2e-4", "loss.tau=0.1"],
-    "hinge": ["optimizer.lr=2e-4", "loss.beta=0.2"],
-    "kto": ["optimizer.lr=2e-4", "loss.beta=0.2"],
-    "orpo": ["optimizer.lr=3e-4", "loss.coef=1.0"],
-    "simpo": ["optimizer.lr=2e-4", "loss.beta=2.0", "loss.margin=1.0"],
+    "preferred_ft": ["loss=preferred_ft", "optimizer.lr=1e-3"],
+    "unlikelihood": ["loss=unlikelihood", "optimizer.lr=1e-3", "loss.coef=0.3"],
+    "dpo": ["loss=dpo", "optimizer.lr=2e-4", "loss.beta=0.2"],
+    "dpo_sft": ["loss=dpo", "optimizer.lr=5e-4", "loss.beta=0.2", "sft_coef=1.0"],
+    "cdpo": ["loss=cdpo", "optimizer.lr=2e-4", "loss.beta=0.2", "loss.label_smoothing=0.1"],
+    "ipo": ["loss=ipo", "optimizer.lr=5e-4", "loss.tau=0.05"],
+    "hinge": ["loss=hinge", "optimizer.lr=2e-4", "loss.beta=0.2"],
+    "kto": ["loss=kto", "optimizer.lr=5e-4", "loss.beta=0.2"],
+    "orpo": ["loss=orpo", "optimizer.lr=1e-3", "loss.coef=1.0"],
+    "simpo": ["loss=simpo", "optimizer.lr=2e-4", "loss.beta=0.5", "loss.margin=0.0"],
 }
 """Each with what it was given; epochs and batch are the same for all."""
 RECIPES: dict[str, tuple[dict[str, object], str, str]] = {
     "expert_iteration": ({"rounds": 2, "best_of": 16}, "round_2/sft", ""),
-    "feedme": ({"samples": SAMPLES}, "sft", ""),
-    "conditioning": ({"samples": SAMPLES, "epochs": 4}, "sft", GOOD),
-    "quark": ({"rounds": 3, "quantiles": QUANTILES}, "round_3/sft", f"<quantile_{QUANTILES}> "),
+    "feedme": ({"samples": SAMPLES, "lr": 1e-3}, "sft", ""),
+    "conditioning": ({"samples": SAMPLES, "lr": 2e-3, "epochs": 4}, "sft", GOOD),
+    "quark": (
+        {"rounds": 3, "samples": 4, "lr": 1e-3, "quantiles": QUANTILES},
+        "round_3/sft",
+        f"<quantile_{QUANTILES}> ",
+    ),
 }
 """Settings of each recipe, where its last policy lies in its folder, and what that is conditioned on."""
 
@@ -115,9 +120,9 @@ def _place(seed: int) -> str:
     return f"methods/seed_{seed}"
 
 
-def _preference(place: str, seed: int, loss: str, options: list[str]) -> list[str]:
+def _preference(seed: int, name: str, options: list[str]) -> list[str]:
     return [
-        *("preference", f"name={place}/{loss}", f"loss={loss}", f"model.path={START}/sft", f"seed={seed}"),
+        *("preference", f"name={_place(seed)}/{name}", f"model.path={START}/sft", f"seed={seed}"),
         *(f"data.path={pairs(seed)}", "batch_size=32", "micro_batch_size=32", "epochs=2"),
         *(*options, *PLAIN),
     ]
