@@ -13,9 +13,11 @@ from rlhf.data.asked import Reader
 from rlhf.data.tokenizers import load_tokenizer
 from rlhf.distributed import runtime
 from rlhf.distributed.engine_config import Plain
+from rlhf.models.actor import Actor
 from rlhf.models.scalar import ScalarModel
 from rlhf.rewards.asked import TextScorer
-from rlhf.rewards.mixture import MixtureReward
+from rlhf.rewards.implicit import ImplicitReward
+from rlhf.rewards.mixture import CombinedReward
 from rlhf.rewards.reward import ModelReward, Reward
 from rlhf.rewards.server import Endpoint
 
@@ -61,11 +63,22 @@ def _scorer(config: Serve, place: Place) -> TextScorer:
 
 def _context(reward: Reward) -> int | None:
     """The fewest positions of the models in a reward; None where there is no limit."""
-    if isinstance(reward, MixtureReward):
+    if isinstance(reward, CombinedReward):
         found = [_context(part) for part in reward.parts.values()]
-        return min((positions for positions in found if positions is not None), default=None)
-    model = getattr(reward.model, "module", None) if isinstance(reward, ModelReward) else None
-    return context_of(model) if isinstance(model, ScalarModel) else None
+    else:
+        found = [context_of(model) for model in _models(reward)]
+    return min((positions for positions in found if positions is not None), default=None)
+
+
+def _models(reward: Reward) -> list[Actor | ScalarModel]:
+    """The models that a single reward runs."""
+    engines: list[object] = []
+    if isinstance(reward, ModelReward):
+        engines = [reward.model]
+    if isinstance(reward, ImplicitReward):
+        engines = [reward.policy, reward.reference]
+    modules = [getattr(engine, "module", None) for engine in engines]
+    return [module for module in modules if isinstance(module, Actor | ScalarModel)]
 
 
 COMMAND = Command(schema=Serve, job=serve)
