@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,10 @@ def sets(rows: list[dict[str, Any]]) -> list[tuple[str, frozenset[str]]]:
 def test_where_the_models_disagree_is_asked_first(rlhf: Any, tmp_path: Path, scores: str) -> None:
     rows = asked(rlhf, tmp_path, "first", scores, "acquisition=disagreement", "count=2")
     assert set(sets(rows)) == {("p", frozenset("xy")), ("p", frozenset("yz"))}
-    gap = 1 / (1 + 2.718281828459045**-2)  # σ(2) for one model, 1 − σ(2) for the other
     values = {pair: row["value"] for pair, row in zip(sets(rows), rows, strict=True)}
-    assert values["p", frozenset("xy")] == pytest.approx((gap - 0.5) ** 2)
+    for pair, gaps in ((frozenset("xy"), (2.0, -2.0)), (frozenset("yz"), (1.9, -2.2))):
+        one, other = (1 / (1 + math.exp(-gap)) for gap in gaps)
+        assert values["p", pair] == pytest.approx(((one - other) / 2) ** 2)
     spread = asked(rlhf, tmp_path, "spread", scores, "acquisition=disagreement", "count=2", "per_prompt=1")
     assert [row["prompt"] for row in spread] == ["p", "q"]
 
@@ -144,6 +146,10 @@ def test_the_pool_is_deduplicated_and_its_order_does_not_count(rlhf: Any, tmp_pa
     ("arguments", "message"),
     [
         (["acquisition=random"], "pool must name a file of pairs, or scores one whose responses are paired"),
+        (
+            ["pool=pool.jsonl", "scores=[pool.jsonl,pool.jsonl]"],
+            "Query.scores must name different files, got pool.jsonl, pool.jsonl",
+        ),
         (
             ["pool=pool.jsonl"],
             "scores must name at least 2 files for InformationGain, one a reward model, got 0",
