@@ -17,7 +17,7 @@ class StoredRows:
     """A data set by file, folder or name."""
 
     path: str | None = "???"
-    """JSONL, Parquet or CSV file, folder, or the name of a data set on the hub; null for none."""
+    """JSONL, Parquet or CSV file, folder, or the name of a data set on the hub."""
     split: str = "train"
     """Part of a folder or of a named data set; a single file is read whole."""
     config: str | None = None

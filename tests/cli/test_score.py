@@ -57,11 +57,12 @@ def test_a_score_that_is_none_names_its_row_and_leaves_no_file_that_looks_whole(
     broken = tmp_path / "broken"
     shutil.copytree(workspace.reward / "model", broken)
     weights = load_file(broken / "model.safetensors")
-    weights["score.weight"][:] = float("nan")
+    weights["score.weight"][:] = 3e38  # finite, but no sum of them is
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     outcome = rlhf("score", "name=scores", f"reward.path={broken}", f"data.path={workspace.demonstrations}")
     assert outcome.status == 1
-    assert f"{workspace.demonstrations}:1: the reward gave nan to this response" in outcome.err
+    assert f"{workspace.demonstrations}:1: the reward gave " in outcome.err
+    assert outcome.err.endswith(" to this response: a score must be finite\n")
     assert not (tmp_path / "runs/scores/scores.jsonl").exists()
     outcome = rlhf(
         "score", "name=scores", f"reward.path={workspace.reward}", f"data.path={workspace.demonstrations}"

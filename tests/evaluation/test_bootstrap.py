@@ -21,7 +21,9 @@ def test_the_bootstrap_of_a_share_has_the_binomial_error() -> None:
 
 
 def test_an_interval_never_ends_on_the_wrong_side_of_its_value_by_rounding() -> None:
-    assert Estimate(value=1 - 1e-16, low=1.0, high=1.0).reach == (0.0, 0.0)
+    below, above = Estimate(value=1 - 1e-15, low=1.0, high=1.0).reach
+    assert below == 0 < above < 1e-14
+    assert Estimate(value=1 + 1e-15, low=1.0, high=1.0).reach[1] == 0
     assert Estimate(value=0.5, low=0.25, high=1.0).reach == (0.25, 0.5)
 
 
