@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rlhf.batch import Rollout, SequenceBatch
 from rlhf.data.asked import Asked, Reader
+from rlhf.models.readouts import TokenSum
 from rlhf.rewards.asked import Scorer, TextScorer
 from rlhf.rewards.endpoint import EndpointReward
 from rlhf.rewards.mixture import MixtureReward
@@ -159,10 +160,11 @@ def test_two_hundred_clients_at_once_get_their_own_scores() -> None:
 
 
 def test_a_rollout_is_scored_as_without_the_endpoint() -> None:
-    """By a model, a verifier, and both, a response that was cut off and an empty one included."""
+    """By models, a verifier, and both, a response that was cut off and an empty one included."""
     verifier = FunctionReward(function=ExactMatch(), name="ExactMatch")
     mixture = MixtureReward(parts={"a": model_reward(), "b": verifier}, weights={"a": 0.5, "b": -2.0})
-    for reward in (model_reward(), verifier, mixture):
+    summed = ModelReward(model=toy.scalar(), micro_rows=64, readout=TokenSum())
+    for reward in (model_reward(), summed, verifier, mixture):
         for found in answered(text_scorer(reward), sizes=(1, 3, 64)):
             torch.testing.assert_close(found, reward(rollout(), Texts()), rtol=1e-4, atol=1e-5)
     assert verifier(rollout(), Texts()).tolist() == [1, 0, 0, 1]
@@ -238,7 +240,7 @@ def test_health_counts_what_was_done() -> None:
         ),
         ({"prompts": ["a"] * 5, "responses": ["b"] * 5}, 413, "5 responses in one request, at most 4"),
         (ONE | {"prompts": ["a " * 600]}, 413, "bytes in one request, at most 1000 are taken"),
-        (ONE | {"prompts": ["a " * 60]}, 422, "row 0 has 64 tokens, more than max_length=40"),
+        (ONE | {"prompts": ["a " * 37]}, 422, "row 0 has 41 tokens, more than max_length=40"),
     ],
 )
 def test_a_request_that_cannot_be_answered_says_why(body: Any, status: int, message: str) -> None:
@@ -247,7 +249,8 @@ def test_a_request_that_cannot_be_answered_says_why(body: Any, status: int, mess
         got, reply = asked(endpoint.url, body=body)
         assert got == status
         assert message in reply["error"]
-        assert asked(endpoint.url, body=ONE)[0] == 200  # and the next one is answered
+        longest = ONE | {"prompts": ["a " * 36]}  # 40 tokens
+        assert asked(endpoint.url, body=longest)[0] == 200  # and the next one is answered
 
 
 def test_a_token_is_asked_for_where_there_is_one() -> None:
@@ -371,6 +374,27 @@ def test_a_full_queue_and_a_server_that_goes_tell_clients_to_come_back() -> None
         endpoint.serve()
         going = waiting.result(20)
     assert (going.status, going.content) == (503, {"error": "the endpoint is going down"})
+
+
+def test_a_request_that_is_being_read_is_answered_before_the_server_goes() -> None:
+    body = json.dumps(ONE).encode()
+    endpoint = Endpoint(text_scorer(function(lengths)), host="127.0.0.1", port=0, token=None, limits=Limits())
+    thread = threading.Thread(target=endpoint.serve, daemon=True)
+    thread.start()
+    with socket.create_connection(("127.0.0.1", int(endpoint.url.rpartition(":")[2]))) as half:
+        head = (
+            f"POST /score HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        half.sendall(head.encode())
+        time.sleep(0.2)  # its thread waits for the body
+        endpoint.stop()
+        time.sleep(0.4)
+        assert thread.is_alive()
+        half.sendall(body)
+        answer = half.makefile("rb").read()
+    thread.join(10)
+    assert b" 503 " in answer.splitlines()[0]
+    assert answer.endswith(b'{"error": "the endpoint is going down"}')
 
 
 # What the client makes of a server
