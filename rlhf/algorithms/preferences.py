@@ -86,8 +86,8 @@ class BradleyTerry(PairLoss):
 
 
 @dataclass(kw_only=True, slots=True)
-class RaoKupper(PairLoss):
-    """Bradley–Terry in which differences below a threshold end in a tie (Rao and Kupper 1967; numerics D24).
+class TieLoss(PairLoss):
+    """−log-likelihood of win, tie or loss, a tie being an outcome of its own (numerics D24).
 
     The tie probability is given and not learned: then the scale of the scores is that of Bradley–Terry, and
     nothing but the network is trained, saved and resumed.
@@ -97,44 +97,51 @@ class RaoKupper(PairLoss):
     """Probability that two equally good responses are called a tie, in (0, 1)."""
 
     def __post_init__(self) -> None:
-        _expect_probability(self)
+        """Refuse what is no probability, or leaves two outcomes.
+
+        Raises:
+            ValueError: tie_probability is not between 0 and 1.
+        """
+        if not 0 < self.tie_probability < 1:
+            raise ValueError(
+                f"{type(self).__name__}.tie_probability must lie between 0 and 1, got {self.tie_probability}"
+            )
+
+    @abstractmethod
+    def outcomes(self, gap: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(M,) each: log-probs of the first response's win, of a tie and of its loss at differences Δ."""
 
     def __call__(
         self, chosen: Tensor, rejected: Tensor, margin: Tensor, label: float | Tensor = 1.0
     ) -> Tensor:
-        """See `rlhf.ops.ranking_losses.rao_kupper_outcomes`."""
-        gap = chosen - rejected - margin
-        return outcome_loss(rao_kupper_outcomes(gap, tie_probability=self.tie_probability), label)
+        """See `rlhf.ops.ranking_losses.outcome_loss`."""
+        return outcome_loss(self.outcomes(chosen - rejected - margin), label)
 
     def ties(self, gap: Tensor) -> Tensor | None:
         """(M,) probability of a tie."""
-        return rao_kupper_outcomes(gap, tie_probability=self.tie_probability)[1].exp()
+        return self.outcomes(gap)[1].exp()
 
 
 @dataclass(kw_only=True, slots=True)
-class Davidson(PairLoss):
+class RaoKupper(TieLoss):
+    """Bradley–Terry where differences below a threshold end in a tie (Rao and Kupper 1967; numerics D24)."""
+
+    def outcomes(self, gap: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `rlhf.ops.ranking_losses.rao_kupper_outcomes`."""
+        return rao_kupper_outcomes(gap, tie_probability=self.tie_probability)
+
+
+@dataclass(kw_only=True, slots=True)
+class Davidson(TieLoss):
     """Bradley–Terry with a third outcome, P(tie) ∝ √(P(win)·P(loss)) (Davidson 1970; numerics D24).
 
-    The tie probability is given and not learned, as in `RaoKupper`. Its maximum-likelihood value is the one
-    at which ties are as often expected, ``reward/ties_expected``, as judged, ``reward/ties_judged``.
+    The most likely tie probability is the one at which ties are as often expected, ``reward/ties_expected``,
+    as judged, ``reward/ties_judged``.
     """
 
-    tie_probability: float = 0.3
-    """Probability that two equally good responses are called a tie, in (0, 1)."""
-
-    def __post_init__(self) -> None:
-        _expect_probability(self)
-
-    def __call__(
-        self, chosen: Tensor, rejected: Tensor, margin: Tensor, label: float | Tensor = 1.0
-    ) -> Tensor:
+    def outcomes(self, gap: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `rlhf.ops.ranking_losses.davidson_outcomes`."""
-        gap = chosen - rejected - margin
-        return outcome_loss(davidson_outcomes(gap, tie_probability=self.tie_probability), label)
-
-    def ties(self, gap: Tensor) -> Tensor | None:
-        """(M,) probability of a tie."""
-        return davidson_outcomes(gap, tie_probability=self.tie_probability)[1].exp()
+        return davidson_outcomes(gap, tie_probability=self.tie_probability)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -144,10 +151,3 @@ class BestResponse(RewardLoss):
     def prompts(self, scores: Tensor, compared: Comparisons) -> Tensor:
         """See `rlhf.ops.ranking_losses.best_response_loss`."""
         return best_response_loss(scores, *compared.best())
-
-
-def _expect_probability(loss: RaoKupper | Davidson) -> None:
-    if not 0 < loss.tie_probability < 1:
-        raise ValueError(
-            f"{type(loss).__name__}.tie_probability must lie between 0 and 1, got {loss.tie_probability}"
-        )

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from rlhf.data.loaded import ComparisonSet, LabelledSet, PreferenceSet, PromptSet, SupervisedSet
 from rlhf.models.actor import Actor
 from rlhf.models.scalar import ScalarModel
+from rlhf.rewards.implicit import ImplicitReward
+from rlhf.rewards.mixture import CombinedReward
+from rlhf.rewards.reward import ModelReward, Reward
 
 
 @dataclass(kw_only=True, slots=True)
@@ -45,6 +48,26 @@ class Longest:
 def context_of(model: Actor | ScalarModel) -> int | None:
     """Positions that a model has; None where it has any number."""
     return getattr(model.model.config, "max_position_embeddings", None)
+
+
+def context_of_reward(reward: Reward) -> int | None:
+    """The fewest positions of the models in a reward; None where there is no limit."""
+    if isinstance(reward, CombinedReward):
+        found = [context_of_reward(part) for part in reward.parts.values()]
+    else:
+        found = [context_of(model) for model in _models(reward)]
+    return min((positions for positions in found if positions is not None), default=None)
+
+
+def _models(reward: Reward) -> list[Actor | ScalarModel]:
+    """The models that a single reward runs."""
+    engines: list[object] = []
+    if isinstance(reward, ModelReward):
+        engines = [reward.model]
+    if isinstance(reward, ImplicitReward):
+        engines = [reward.policy, reward.reference]
+    modules = [getattr(engine, "module", None) for engine in engines]
+    return [module for module in modules if isinstance(module, Actor | ScalarModel)]
 
 
 def longest(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import Any
 
@@ -19,7 +20,7 @@ from rlhf.progress_bar import progress
 
 
 def score(config: Score, place: Place) -> None:
-    """Write ``scores.jsonl``: every row, its texts as prompt and response, with its score."""
+    """Write ``scores.jsonl``, whole or not at all: every row, its texts and columns, with its score."""
     single_process(place, "rlhf score")
     claim_results(place, ("scores.jsonl",))
     source = config.tokenizer or reward_tokenizer(config.reward)
@@ -35,11 +36,9 @@ def score(config: Score, place: Place) -> None:
         longest=longest(rows),
         micro_rows=config.micro_batch_size,
     )
-    total = 0.0
-    with (
-        (place.folder / "scores.jsonl").open("w", encoding="utf-8") as file,
-        progress(len(rows)) as bar,
-    ):
+    total, written = 0.0, place.folder / "scores.jsonl"
+    part = written.with_suffix(".part")
+    with part.open("w", encoding="utf-8") as file, progress(len(rows)) as bar:
         for index in torch.arange(len(rows)).split(config.micro_batch_size):
             batch = rows.batch(index).to(place.runtime.device)
             scores = reward.sequences(batch, tokenizer, rows.columns(index)).tolist()
@@ -48,10 +47,13 @@ def score(config: Score, place: Place) -> None:
                 file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
             total += sum(scores)
             bar.update(len(scores))
-    sys.stdout.write(f"{len(rows)} scores, mean {total / len(rows):.4f}: {place.folder / 'scores.jsonl'}\n")
+    part.replace(written)
+    sys.stdout.write(f"{len(rows)} scores, mean {total / len(rows):.4f}: {written}\n")
 
 
 def _line(row: SupervisedRow, score: float) -> dict[str, Any]:
+    if not math.isfinite(score):
+        raise ValueError(f"{row.where}: the reward gave {score} to this response: a score must be finite")
     text = {"prompt": row.prompt, "response": row.response}
     return text | row.columns | text | {"score": score}  # the texts stand first, and win over columns
 

@@ -7,16 +7,13 @@ import sys
 
 from rlhf.cli.application import Command, Place
 from rlhf.cli.pieces import load_reward, reward_tokenizer, single_process
-from rlhf.cli.room import Longest, context_of
+from rlhf.cli.room import Longest, context_of_reward
 from rlhf.config import Serve
 from rlhf.data.asked import Reader
 from rlhf.data.tokenizers import load_tokenizer
 from rlhf.distributed import runtime
 from rlhf.distributed.engine_config import Plain
-from rlhf.models.scalar import ScalarModel
 from rlhf.rewards.asked import TextScorer
-from rlhf.rewards.mixture import MixtureReward
-from rlhf.rewards.reward import ModelReward, Reward
 from rlhf.rewards.server import Endpoint
 
 
@@ -54,18 +51,9 @@ def _scorer(config: Serve, place: Place) -> TextScorer:
     )
     return TextScorer(
         reward=reward,
-        reader=Reader(tokenizer=tokenizer, max_length=config.max_length or _context(reward)),
+        reader=Reader(tokenizer=tokenizer, max_length=config.max_length or context_of_reward(reward)),
         device=place.runtime.device,
     )
-
-
-def _context(reward: Reward) -> int | None:
-    """The fewest positions of the models in a reward; None where there is no limit."""
-    if isinstance(reward, MixtureReward):
-        found = [_context(part) for part in reward.parts.values()]
-        return min((positions for positions in found if positions is not None), default=None)
-    model = getattr(reward.model, "module", None) if isinstance(reward, ModelReward) else None
-    return context_of(model) if isinstance(model, ScalarModel) else None
 
 
 COMMAND = Command(schema=Serve, job=serve)

@@ -170,10 +170,12 @@ class Query:
     """Most pairs of one prompt, so that they do not all say the same; null for any number."""
 
     def __post_init__(self) -> None:
-        """Refuse counts that are not positive."""
+        """Refuse counts that are not positive, and a model that is asked twice."""
         expect_positive(self, "count")
         if self.per_prompt is not None:
             expect_positive(self, "per_prompt")
+        if len(set(self.scores)) < len(self.scores):
+            raise ValueError(f"Query.scores must name different files, got {', '.join(self.scores)}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -228,7 +230,7 @@ class Evaluate(Offline):
     """The distribution that responses are drawn from."""
     pairs: PreferenceData = field(default_factory=lambda: PreferenceData(path=None))
     """Human-labelled pairs that the reward and the judge are checked against; path=null for none."""
-    candidates: CandidateData = field(default_factory=CandidateData)
+    candidates: CandidateData = field(default_factory=lambda: CandidateData(path=None))
     """Prompts with right and wrong responses, the best of which the reward is to find; path=null for none."""
     categories: Categories = field(default_factory=Categories)
     """What pairs and candidates are divided by."""

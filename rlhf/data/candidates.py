@@ -11,8 +11,9 @@ from rlhf.data.encoding import Targets, encode_supervised
 from rlhf.data.fitting import Overlong
 from rlhf.data.loaded import SupervisedSet
 from rlhf.data.rows import SupervisedRow, supervised_row
-from rlhf.data.sets import expect_at_least, finish, pad_id_of, parsed_rows, within_limit
+from rlhf.data.sets import finish, pad_id_of, within_limit
 from rlhf.data.sources import Row
+from rlhf.data.stored import StoredRows, expect_at_least
 
 
 @dataclass(kw_only=True, slots=True)
@@ -38,17 +39,9 @@ class CandidateSet:
 
 
 @dataclass(kw_only=True, slots=True)
-class CandidateData:
+class CandidateData(StoredRows):
     """Rows of a prompt, a list of right and a list of wrong responses."""
 
-    path: str | None = None
-    """JSONL or Parquet file, folder, or the name of a data set on the hub; null for none."""
-    split: str = "train"
-    """Part of a folder or of a named data set; a single file is read whole."""
-    config: str | None = None
-    """Configuration of a named data set."""
-    limit: int | None = None
-    """Read only the first rows, this many."""
     prompt_field: str = "prompt"
     """Field with the prompt, a string or a list of messages."""
     chosen_field: str = "chosen"
@@ -63,12 +56,12 @@ class CandidateData:
     """What happens to a row with a longer text: refuse, drop or truncate."""
 
     def __post_init__(self) -> None:
-        expect_at_least("CandidateData.max_length", self.max_length, 2)
-        expect_at_least("CandidateData.limit", self.limit, 1)
+        StoredRows.__post_init__(self)
+        expect_at_least(self, 2, "max_length")
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> CandidateSet:
         """The rows, checked and encoded; what was left out is logged and reported."""
-        rows, report = parsed_rows(self.path, self.split, self.config, self.limit, self._parse)
+        rows, report = self.parsed(self._parse)
         texts = SupervisedSet(encoded=[], pad_id=pad_id_of(tokenizer), report=report)
         result = CandidateSet(texts=texts, rows=[])
         candidates = [text for row in rows for text in (*row.right, *row.wrong)]

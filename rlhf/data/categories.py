@@ -19,7 +19,6 @@ class Categories:
     """Categories of each section. Without sections every category is one."""
     weights: dict[str, float] = field(default_factory=dict)
     """What a category counts as inside its section, in rows; the number of its rows where it is not named."""
-
     ties: str = "Ties"
     """Category of candidates that is scored as RewardBench 2 scores its ties subset, in any case."""
 
@@ -38,7 +37,7 @@ class Categories:
 
         Raises:
             ValueError: some rows have a category and others none, one is no text, a category lies in two
-                sections or in none, or ``sections`` or ``weights`` names one that no row has.
+                sections or in none, or ``weights`` names one that neither rows nor ``sections`` have.
         """
         names = [_text(columns, self.category_field, where) for columns, where in rows]
         if all(name is None for name in names):

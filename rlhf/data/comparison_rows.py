@@ -1,7 +1,7 @@
 """Rows of judgements: pairs, rankings of several responses, and single labels, checked field by field.
 
-A row is what its fields say: ``responses`` makes a ranking, ``chosen`` and ``rejected`` a pair, ``label`` a
-labelled response, or, without a response, a labelled context.
+A row is what its fields say: ``responses`` makes a ranking, ``chosen`` and ``rejected`` a pair, ``a`` and
+``b`` an answered query, ``label`` a labelled response, or, without a response, a labelled context.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from rlhf.data.rows import (
     checked_prompt,
     checked_response,
     field_of,
-    labelled_rows,
+    labelled_row,
     preference_row,
 )
 from rlhf.data.sources import Row
+from rlhf.data.verdicts import Verdict, verdict_of
 
 
 @dataclass(kw_only=True, slots=True)
@@ -76,13 +77,13 @@ def comparison_rows(rows: Sequence[Row], names: ComparisonFields) -> list[Compar
         if not _is_labelled_response(row, names):
             found.append(_one(row, names))
             continue
-        single = labelled_rows(
+        single = labelled_row(
             row,
             prompt_field=names.prompt,
             response_field=names.response,
             label_field=names.label,
             as_chat=names.as_chat,
-        )[0]
+        )
         key = repr(single.prompt)
         if key not in groups:
             whole = ComparisonRow(prompt=single.prompt, responses=[], judgements=[], where=row.where)
@@ -119,25 +120,43 @@ def _across(good: Sequence[bool]) -> list[Judgement]:
 def _one(row: Row, names: ComparisonFields) -> ComparisonRow:
     if _has(row, names.responses):
         return ranking_row(row, names)
+    verdict = None if names.label_texts else verdict_of(row, names.chosen)
+    if verdict is not None:
+        return answered_row(row, verdict, names)
     if _has(row, names.chosen) or not _has(row, names.label):
         return _pair(row, names)
     return context_row(row, names)
 
 
 def _pair(row: Row, names: ComparisonFields) -> ComparisonRow:
+    label = _probability(row.values.get(names.probability), f"{row.where}: field {names.probability!r}")
+    return _compared(row, names, (names.chosen, names.rejected), label)
+
+
+def answered_row(row: Row, verdict: Verdict, names: ComparisonFields) -> ComparisonRow:
+    """A query of ``rlhf query`` and what people said; an outcome of null says nothing.
+
+    Raises:
+        ValueError: prompt or response are missing, of the wrong type or empty.
+    """
+    return _compared(row, names, (verdict.better, verdict.worse), verdict.label)
+
+
+def _compared(
+    row: Row, names: ComparisonFields, sides: tuple[str, str], label: float | None
+) -> ComparisonRow:
+    """Two responses, by their fields, the first better with probability ``label``."""
     pair = preference_row(
         row,
         prompt_field=names.prompt,
-        chosen_field=names.chosen,
-        rejected_field=names.rejected,
+        chosen_field=sides[0],
+        rejected_field=sides[1],
         margin_field=names.margin,
         as_chat=names.as_chat,
     )
-    what = f"{row.where}: field {names.probability!r}"
-    label = _probability(row.values.get(names.probability), what)
-    judgement = Judgement(first=0, second=1, label=label, margin=pair.margin)
+    judgements = [] if label is None else [Judgement(first=0, second=1, label=label, margin=pair.margin)]
     return ComparisonRow(
-        prompt=pair.prompt, responses=[pair.chosen, pair.rejected], judgements=[judgement], where=row.where
+        prompt=pair.prompt, responses=[pair.chosen, pair.rejected], judgements=judgements, where=row.where
     )
 
 

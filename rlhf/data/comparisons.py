@@ -14,7 +14,8 @@ from rlhf.data.encoding import Encoded, Targets, encode_supervised
 from rlhf.data.fitting import Overlong
 from rlhf.data.loaded import ComparisonSet
 from rlhf.data.rows import SupervisedRow
-from rlhf.data.sets import expect_at_least, finish, pad_id_of, parsed_rows, within_limit
+from rlhf.data.sets import finish, pad_id_of, within_limit
+from rlhf.data.stored import StoredRows, expect_at_least
 
 log = logging.getLogger(__name__)
 
@@ -27,17 +28,9 @@ class Ties(Enum):
 
 
 @dataclass(kw_only=True, slots=True)
-class ComparisonData:
-    """Rows of judgements: pairs, rankings, labelled responses or labelled contexts, as their fields say."""
+class ComparisonData(StoredRows):
+    """Rows of judgements: pairs, rankings, answered queries, labels, as their fields say."""
 
-    path: str | None = "???"
-    """JSONL or Parquet file, folder, or the name of a data set on the hub."""
-    split: str = "train"
-    """Part of a folder or of a named data set; a single file is read whole."""
-    config: str | None = None
-    """Configuration of a named data set."""
-    limit: int | None = None
-    """Read only the first rows, this many."""
     prompt_field: str = "prompt"
     """Field with the prompt; may be absent where the responses of a pair are conversations that begin with
     it."""
@@ -70,8 +63,8 @@ class ComparisonData:
     """What happens to a row with a longer text: refuse, drop or truncate."""
 
     def __post_init__(self) -> None:
-        expect_at_least("ComparisonData.max_length", self.max_length, 2)
-        expect_at_least("ComparisonData.limit", self.limit, 1)
+        StoredRows.__post_init__(self)
+        expect_at_least(self, 2, "max_length")
         if self.label_texts and (len(self.label_texts) != 2 or self.label_texts[0] == self.label_texts[1]):
             raise ValueError(
                 f"ComparisonData.label_texts must be two different texts, got {list(self.label_texts)}"
@@ -79,7 +72,7 @@ class ComparisonData:
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> ComparisonSet:
         """The judgements, checked and encoded; prompts without any are dropped and counted (numerics D23)."""
-        stored, report = parsed_rows(self.path, self.split, self.config, self.limit, lambda row: row)
+        stored, report = self.parsed(lambda row: row)
         rows = comparison_rows(stored, self._names())
         result = ComparisonSet(texts=[], judgements=[], pad_id=pad_id_of(tokenizer), report=report)
         texts = iter(_encoded(rows, tokenizer))

@@ -12,32 +12,27 @@ from rlhf.data.encoding import Encoded, Targets, encode_supervised
 from rlhf.data.fitting import Overlong
 from rlhf.data.loaded import LabelledSet, PreferenceSet
 from rlhf.data.order import epoch_order
-from rlhf.data.rows import LabelledRow, SupervisedRow, labelled_rows
-from rlhf.data.sets import (
-    PreferenceData,
-    expect_at_least,
-    finish,
-    pad_id_of,
-    parsed_rows,
-    within_limit,
+from rlhf.data.rows import (
+    COMPLETION,
+    LabelledRow,
+    PreferenceRow,
+    SupervisedRow,
+    both_sides,
+    labelled_row,
+    preference_row,
 )
+from rlhf.data.sets import decided, finish, pad_id_of, pair_set, within_limit
 from rlhf.data.sources import Row
+from rlhf.data.stored import StoredRows, expect_at_least
+from rlhf.data.verdicts import response_fields, winning_sides
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True, slots=True)
-class FeedbackData:
+class FeedbackData(StoredRows):
     """Pairs, or rows of a prompt, a response and a label; the loss says which."""
 
-    path: str | None = "???"
-    """JSONL or Parquet file, folder, or the name of a data set on the hub."""
-    split: str = "train"
-    """Part of a folder or of a named data set; a single file is read whole."""
-    config: str | None = None
-    """Configuration of a named data set."""
-    limit: int | None = None
-    """Read only the first rows, this many."""
     prompt_field: str = "prompt"
     """Field with the prompt; may be absent where the responses are conversations that begin with it."""
     chosen_field: str = "chosen"
@@ -56,29 +51,19 @@ class FeedbackData:
     """What happens to a pair or row with a longer text: refuse, drop or truncate."""
 
     def __post_init__(self) -> None:
-        expect_at_least("FeedbackData.max_length", self.max_length, 2)
-        expect_at_least("FeedbackData.limit", self.limit, 1)
+        StoredRows.__post_init__(self)
+        expect_at_least(self, 2, "max_length")
 
     def load_pairs(self, tokenizer: PreTrainedTokenizerBase) -> PreferenceSet:
         """The pairs, checked and encoded; pairs with identical tokens are dropped (numerics D6)."""
-        pairs = PreferenceData(
-            path=self.path,
-            split=self.split,
-            config=self.config,
-            limit=self.limit,
-            prompt_field=self.prompt_field,
-            chosen_field=self.chosen_field,
-            rejected_field=self.rejected_field,
-            as_chat=self.as_chat,
-            max_length=self.max_length,
-            overlong=self.overlong,
+        return pair_set(
+            *self.parsed(self._pair), tokenizer, max_length=self.max_length, overlong=self.overlong
         )
-        return pairs.load(tokenizer)
 
     def load_labelled(self, tokenizer: PreTrainedTokenizerBase) -> LabelledSet:
         """The labelled responses, checked and encoded, each prompt also beside another row's response."""
-        found, report = parsed_rows(self.path, self.split, self.config, self.limit, self._parse)
-        rows = [row for of_one in found for row in of_one]
+        found, report = self.parsed(self._labelled)
+        rows = [row for of_one in decided(found, report) for row in of_one]
         texts: list[Encoded] = []
         desirable = []
         for row, whole in zip(rows, _encoded(rows, tokenizer), strict=True):
@@ -97,16 +82,37 @@ class FeedbackData:
             report=report,
         )
 
-    def _parse(self, row: Row) -> list[LabelledRow]:
-        return labelled_rows(
+    def _pair(self, row: Row) -> PreferenceRow | None:
+        sides = winning_sides(row, self.chosen_field, self.rejected_field)
+        if sides is None:
+            return None
+        return preference_row(
+            row,
+            prompt_field=self.prompt_field,
+            chosen_field=sides[0],
+            rejected_field=sides[1],
+            as_chat=self.as_chat,
+        )
+
+    def _labelled(self, row: Row) -> list[LabelledRow] | None:
+        """The labelled response; of a pair, which has no label, both."""
+        if self._holds_pair(row):
+            pair = self._pair(row)
+            return None if pair is None else both_sides(pair)
+        single = labelled_row(
             row,
             prompt_field=self.prompt_field,
             response_field=self.response_field,
             label_field=self.label_field,
-            chosen_field=self.chosen_field,
-            rejected_field=self.rejected_field,
             as_chat=self.as_chat,
         )
+        return [single]
+
+    def _holds_pair(self, row: Row) -> bool:
+        if self.chosen_field in row.values:
+            return self.label_field not in row.values
+        single = (self.response_field, COMPLETION, "messages")
+        return response_fields(row) is not None and all(row.values.get(name) is None for name in single)
 
 
 def _encoded(rows: Sequence[LabelledRow], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:

@@ -11,12 +11,21 @@ from itertools import combinations
 from typing import Any
 
 from rlhf.data.outcomes import SIDES
-from rlhf.data.rows import Prompt, preference_row
+from rlhf.data.rows import COMPLETION, Prompt, preference_row
 from rlhf.data.scored import Account, ScoredRow, scored_rows
 from rlhf.data.sources import Row, read_rows
+from rlhf.data.verdicts import OUTCOMES, RESPONSES, response_fields
 
-PAIR_FIELDS = (*SIDES, ("chosen", "rejected"))
-"""Fields with the two responses, the first that a row has."""
+PAIR = ("chosen", "rejected")
+"""Fields with two responses of which one is known to be better."""
+SPOKEN_FOR = {
+    *(name for sides in SIDES for name in sides),
+    *OUTCOMES,
+    *PAIR,
+    *("probability", "response", COMPLETION, "messages", "responses", "ranks"),
+}
+"""Columns that would say something of the responses when the answered query is read, and perhaps of the wrong
+one; a query is written without them."""
 
 Scores = dict[tuple[str, str], float]
 """By prompt and response."""
@@ -46,7 +55,8 @@ class Query:
         """The row to be shown to people, which response comes first by lot."""
         shown = [self.first, self.second] if self.draw(seed, "side") < 1 / 2 else [self.second, self.first]
         texts = {"prompt": self.prompt, "a": shown[0], "b": shown[1]}
-        return texts | self.columns | texts | {"value": value}
+        columns = {name: given for name, given in self.columns.items() if name not in SPOKEN_FOR}
+        return texts | columns | texts | {"value": value}
 
 
 def pairs_of_file(path: str) -> list[Query]:
@@ -140,11 +150,11 @@ def gap(query: Query, scores: Scores, path: str) -> float:
 
 
 def _query(row: Row) -> Query:
-    sides = next((names for names in PAIR_FIELDS if names[0] in row.values), None)
+    sides = response_fields(row) or (PAIR if row.values.get(PAIR[0]) is not None else None)
     if sides is None:
-        known = " or ".join(first for first, _ in PAIR_FIELDS)
+        known = ", ".join(" and ".join(names) for names in (*RESPONSES, PAIR))
         has = ", ".join(map(repr, row.values))
-        raise ValueError(f"{row.where}: no field {known} with a response; the row has {has}")
+        raise ValueError(f"{row.where}: no two responses, in fields {known}; the row has {has}")
     pair = preference_row(row, chosen_field=sides[0], rejected_field=sides[1])
     return _ordered(pair.prompt, pair.chosen, pair.rejected, pair.columns, row.where)
 

@@ -137,26 +137,20 @@ def preference_row(
     )
 
 
-def labelled_rows(
+def labelled_row(
     row: Row,
     *,
     prompt_field: str = "prompt",
     response_field: str = "response",
     label_field: str = "label",
-    chosen_field: str = "chosen",
-    rejected_field: str = "rejected",
     as_chat: bool = False,
-) -> list[LabelledRow]:
-    """The row's labelled response; of a pair, which has no label, the chosen one as good, the other as bad.
-
-    The response may also be called ``completion``, or be the end of a conversation ``messages``.
+) -> LabelledRow:
+    """The row's labelled response, which may also be called ``completion``, or end a list ``messages``.
 
     Raises:
         ValueError: a field is missing, of the wrong type or empty, a role is unknown, or the label is
             neither true nor false.
     """
-    if label_field not in row.values and chosen_field in row.values:
-        return _both_sides(row, prompt_field, chosen_field, rejected_field, as_chat)
     if response_field not in row.values and COMPLETION in row.values:
         response_field = COMPLETION
     label = field_of(row, label_field)
@@ -171,24 +165,20 @@ def labelled_rows(
         as_chat=as_chat or isinstance(row.values.get(response_field), list),
     )
     columns = {name: value for name, value in given.columns.items() if name != label_field}
-    return [
-        LabelledRow(
-            prompt=given.prompt,
-            response=given.response,
-            desirable=bool(label),
-            columns=columns,
-            where=row.where,
-        )
-    ]
-
-
-def _both_sides(row: Row, prompt: str, chosen: str, rejected: str, as_chat: bool) -> list[LabelledRow]:
-    pair = preference_row(
-        row, prompt_field=prompt, chosen_field=chosen, rejected_field=rejected, as_chat=as_chat
+    return LabelledRow(
+        prompt=given.prompt,
+        response=given.response,
+        desirable=bool(label),
+        columns=columns,
+        where=row.where,
     )
+
+
+def both_sides(pair: PreferenceRow) -> list[LabelledRow]:
+    """The chosen response as a good one, the other as a bad one."""
     return [
         LabelledRow(
-            prompt=pair.prompt, response=response, desirable=good, columns=pair.columns, where=row.where
+            prompt=pair.prompt, response=response, desirable=good, columns=pair.columns, where=pair.where
         )
         for response, good in ((pair.chosen, True), (pair.rejected, False))
     ]

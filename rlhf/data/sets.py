@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,7 +13,9 @@ from rlhf.data.encoding import Encoded, Targets, encode_prompts, encode_supervis
 from rlhf.data.fitting import Overlong, Report, too_long, truncated
 from rlhf.data.loaded import PreferenceSet, PromptSet, SupervisedSet
 from rlhf.data.rows import PreferenceRow, PromptRow, SupervisedRow, preference_row, prompt_row, supervised_row
-from rlhf.data.sources import Row, read_rows
+from rlhf.data.sources import Row
+from rlhf.data.stored import StoredRows, expect_at_least
+from rlhf.data.verdicts import winning_sides
 
 log = logging.getLogger(__name__)
 
@@ -21,17 +23,9 @@ T = TypeVar("T")
 
 
 @dataclass(kw_only=True, slots=True)
-class SupervisedData:
+class SupervisedData(StoredRows):
     """Demonstrations: rows of a prompt and a response, or of messages that the assistant ends."""
 
-    path: str | None = "???"
-    """JSONL or Parquet file, folder, or the name of a data set on the hub."""
-    split: str = "train"
-    """Part of a folder or of a named data set; a single file is read whole."""
-    config: str | None = None
-    """Configuration of a named data set."""
-    limit: int | None = None
-    """Read only the first rows, this many."""
     prompt_field: str = "prompt"
     """Field with the prompt, a string or a list of messages."""
     response_field: str = "response"
@@ -48,12 +42,12 @@ class SupervisedData:
     """What happens to longer rows: refuse, drop or truncate."""
 
     def __post_init__(self) -> None:
-        expect_at_least("SupervisedData.max_length", self.max_length, 2)
-        expect_at_least("SupervisedData.limit", self.limit, 1)
+        StoredRows.__post_init__(self)
+        expect_at_least(self, 2, "max_length")
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> SupervisedSet:
         """The rows, checked and encoded; what was left out is logged and reported."""
-        rows, report = parsed_rows(self.path, self.split, self.config, self.limit, self._parse)
+        rows, report = self.parsed(self._parse)
         encoded: list[Encoded] = []
         kept = []
         for row, whole in zip(rows, encode_supervised(rows, tokenizer, targets=self.targets), strict=True):
@@ -76,17 +70,9 @@ class SupervisedData:
 
 
 @dataclass(kw_only=True, slots=True)
-class PreferenceData:
+class PreferenceData(StoredRows):
     """Pairs: rows of a prompt, a chosen and a rejected response, as text or as messages."""
 
-    path: str | None = "???"
-    """JSONL or Parquet file, folder, or the name of a data set on the hub."""
-    split: str = "train"
-    """Part of a folder or of a named data set; a single file is read whole."""
-    config: str | None = None
-    """Configuration of a named data set."""
-    limit: int | None = None
-    """Read only the first rows, this many."""
     prompt_field: str = "prompt"
     """Field with the prompt; may be absent where the responses are conversations that begin with it."""
     chosen_field: str = "chosen"
@@ -103,57 +89,33 @@ class PreferenceData:
     """What happens to a pair with a longer text: refuse, drop or truncate."""
 
     def __post_init__(self) -> None:
-        expect_at_least("PreferenceData.max_length", self.max_length, 2)
-        expect_at_least("PreferenceData.limit", self.limit, 1)
+        StoredRows.__post_init__(self)
+        expect_at_least(self, 2, "max_length")
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> PreferenceSet:
         """The pairs, checked and encoded; pairs with identical tokens are dropped (numerics D6)."""
-        rows, report = parsed_rows(self.path, self.split, self.config, self.limit, self._parse)
-        result = PreferenceSet(chosen=[], rejected=[], margins=[], pad_id=pad_id_of(tokenizer), report=report)
-        chosen, rejected = _sides(rows, tokenizer)
-        for row, *texts in zip(rows, chosen, rejected, strict=True):
-            self._add(row, texts, result)
-        finish(report)
-        return result
+        return pair_set(
+            *self.parsed(self._parse), tokenizer, max_length=self.max_length, overlong=self.overlong
+        )
 
-    def _add(self, row: PreferenceRow, whole: list[Encoded], result: PreferenceSet) -> None:
-        report = result.report
-        fitted = within_limit(whole, self.max_length, self.overlong, report, row.where)
-        if fitted is None:
-            return
-        chosen, rejected = fitted
-        if chosen.tokens == rejected.tokens:
-            report.drop("chosen and rejected are identical")
-            return
-        result.chosen.append(chosen)
-        result.rejected.append(rejected)
-        result.margins.append(row.margin)
-        result.rows.append(row)
-        report.keep(truncated=fitted is not whole)
-
-    def _parse(self, row: Row) -> PreferenceRow:
+    def _parse(self, row: Row) -> PreferenceRow | None:
+        sides = winning_sides(row, self.chosen_field, self.rejected_field)
+        if sides is None:
+            return None
         return preference_row(
             row,
             prompt_field=self.prompt_field,
-            chosen_field=self.chosen_field,
-            rejected_field=self.rejected_field,
+            chosen_field=sides[0],
+            rejected_field=sides[1],
             margin_field=self.margin_field,
             as_chat=self.as_chat,
         )
 
 
 @dataclass(kw_only=True, slots=True)
-class PromptData:
+class PromptData(StoredRows):
     """Prompts to be answered; the other fields of a row reach the reward function."""
 
-    path: str | None = "???"
-    """JSONL or Parquet file, folder, or the name of a data set on the hub."""
-    split: str = "train"
-    """Part of a folder or of a named data set; a single file is read whole."""
-    config: str | None = None
-    """Configuration of a named data set."""
-    limit: int | None = None
-    """Read only the first rows, this many."""
     prompt_field: str = "prompt"
     """Field with the prompt, a string or a list of messages."""
     as_chat: bool = False
@@ -164,8 +126,8 @@ class PromptData:
     """What happens to longer prompts: refuse or drop."""
 
     def __post_init__(self) -> None:
-        expect_at_least("PromptData.max_prompt_length", self.max_prompt_length, 1)
-        expect_at_least("PromptData.limit", self.limit, 1)
+        StoredRows.__post_init__(self)
+        expect_at_least(self, 1, "max_prompt_length")
         if self.overlong is Overlong.truncate:
             raise ValueError(
                 "PromptData.overlong must be refuse or drop, got truncate: a cut prompt is another"
@@ -173,7 +135,7 @@ class PromptData:
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> PromptSet:
         """The prompts, checked and encoded; what was left out is logged and reported."""
-        rows, report = parsed_rows(self.path, self.split, self.config, self.limit, self._parse)
+        rows, report = self.parsed(self._parse)
         result = PromptSet(prompts=[], strings=[], others=[], pad_id=pad_id_of(tokenizer), report=report)
         for row, prompt in zip(rows, encode_prompts(rows, tokenizer), strict=True):
             if too_long(len(prompt), self.max_prompt_length, overlong=self.overlong, where=row.where):
@@ -191,14 +153,40 @@ class PromptData:
         return prompt_row(row, prompt_field=self.prompt_field, as_chat=self.as_chat)
 
 
-def parsed_rows(
-    path: str | None, split: str, config: str | None, limit: int | None, parse: Callable[[Row], T]
-) -> tuple[list[T], Report]:
-    """The rows of a data set, checked, and the account of them that begins with it."""
-    if path is None:
-        raise ValueError("a data set was given path=null where one is needed")
-    rows = read_rows(path, split, config=config)[:limit]
-    return [parse(row) for row in rows], Report(source=path, read=len(rows))
+def pair_set(
+    found: Sequence[PreferenceRow | None],
+    report: Report,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    overlong: Overlong,
+) -> PreferenceSet:
+    """Pairs encoded, what does not fit left out and counted, and what is None as without a winner."""
+    rows = decided(found, report)
+    result = PreferenceSet(chosen=[], rejected=[], margins=[], pad_id=pad_id_of(tokenizer), report=report)
+    for row, *whole in zip(rows, *_sides(rows, tokenizer), strict=True):
+        fitted = within_limit(whole, max_length, overlong, report, row.where)
+        if fitted is None:
+            continue
+        chosen, rejected = fitted
+        if chosen.tokens == rejected.tokens:
+            report.drop("chosen and rejected are identical")
+            continue
+        result.chosen.append(chosen)
+        result.rejected.append(rejected)
+        result.margins.append(row.margin)
+        result.rows.append(row)
+        report.keep(truncated=fitted is not whole)
+    finish(report)
+    return result
+
+
+def decided(rows: Sequence[T | None], report: Report) -> list[T]:
+    """The rows that name a winner; the others, which are None, are counted."""
+    for row in rows:
+        if row is None:
+            report.drop("no winner")
+    return [row for row in rows if row is not None]
 
 
 def within_limit(
@@ -237,9 +225,3 @@ def pad_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.pad_token_id is None:
         raise ValueError("the tokenizer has no PAD; load it with load_tokenizer, which gives it one")
     return int(tokenizer.pad_token_id)
-
-
-def expect_at_least(name: str, value: int | None, least: int) -> None:
-    """Refuse a number below ``least``; None is passed over."""
-    if value is not None and value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")

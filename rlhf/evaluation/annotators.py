@@ -81,7 +81,7 @@ def annotator_table(found: AnnotatorAgreement) -> str:
         f"Krippendorff's alpha {_shown(found.alpha)}, with ties half way {_shown(found.alpha_interval)}"
     ]
     if found.repeated:
-        lines.append(f"{found.repeated} judgements repeat an annotator's own and are left out here")
+        lines.append(f"Judgements that repeat an annotator's own, left out here: {found.repeated}")
     return markdown([["annotators", "items", "agreed", "Cohen's kappa"], *rows]) + "\n\n" + "\n".join(lines)
 
 

@@ -24,6 +24,11 @@ class Estimate:
     low: float
     high: float
 
+    @property
+    def reach(self) -> tuple[float, float]:
+        """How far the interval goes below and above the value; not negative, whatever was rounded."""
+        return max(self.value - self.low, 0.0), max(self.high - self.value, 0.0)
+
 
 @dataclass(kw_only=True, slots=True)
 class Bootstrap:

@@ -113,7 +113,7 @@ def ranking_table(ranking: Ranking) -> str:
         f"Borda winner: {', '.join(ranking.borda)}",
     ]
     if ranking.never_compared:
-        lines.append(f"{ranking.never_compared} pairs of arms were never compared; no rule counts them")
+        lines.append(f"Pairs of arms never compared, which count for no rule: {ranking.never_compared}")
     return markdown([head, *rows]) + "\n\n" + "\n".join(lines)
 
 

@@ -64,9 +64,8 @@ def by_length(axis: Any, found: LengthProbe) -> None:
     """Accuracy of groups of pairs by the difference of their lengths."""
     places = range(len(found.groups))
     values = [one.accuracy.value for one in found.groups]
-    below = [one.accuracy.value - one.accuracy.low for one in found.groups]
-    above = [one.accuracy.high - one.accuracy.value for one in found.groups]
-    axis.errorbar(places, values, yerr=[below, above], fmt="o", capsize=3)
+    reach = list(zip(*(one.accuracy.reach for one in found.groups), strict=True))
+    axis.errorbar(places, values, yerr=reach, fmt="o", capsize=3)
     axis.axhline(0.5, linestyle="--", color="grey", linewidth=1)
     axis.set_xticks(places, [f"{one.low:+d} … {one.high:+d}" for one in found.groups], rotation=20)
     axis.set_ylim(0, 1.02)
@@ -99,10 +98,7 @@ def categories(axis: Any, found: Breakdown, title: str) -> None:
     ]
     shares = [(colour, one) for colour, part in groups for one in part]
     for place, (colour, one) in enumerate(shares):
-        ends = [
-            [one.accuracy.value - one.accuracy.low],
-            [one.accuracy.high - one.accuracy.value],
-        ]
+        ends = [[end] for end in one.accuracy.reach]
         axis.errorbar(one.accuracy.value, place, xerr=ends, fmt="o", color=colour, capsize=2)
     axis.set_yticks(range(len(shares)), [one.name for _, one in shares], fontsize=7)
     axis.invert_yaxis()

@@ -197,7 +197,7 @@ def condorcet_winner(preferences: Tensor) -> int | None:
     Args:
         preferences: (K, K) P(i ≻ j), NaN where unknown; the diagonal is not read.
     """
-    beats = _without_diagonal(preferences, fill=1.0) > _half(preferences)  # NaN beats nothing
+    beats = _without_diagonal(preferences, fill=1.0) > 1 / 2  # NaN beats nothing
     winners = beats.all(1).nonzero().squeeze(1).tolist()
     return winners[0] if winners else None
 
@@ -208,7 +208,7 @@ def copeland_scores(preferences: Tensor) -> Tensor:
     Args:
         preferences: (K, K) P(i ≻ j); what is NaN counts as neither, and the diagonal is not read.
     """
-    gaps = _without_diagonal(preferences, fill=float("nan")) - _half(preferences)
+    gaps = _without_diagonal(preferences, fill=float("nan")) - 1 / 2
     return torch.where(gaps.isnan(), 0.0, gaps).sign().sum(1)
 
 
@@ -227,10 +227,6 @@ def borda_scores(preferences: Tensor) -> Tensor:
 def highest(scores: Tensor) -> list[int]:
     """The arms with the highest score, NaN aside."""
     return (scores == scores.nan_to_num(nan=-torch.inf).max()).nonzero().squeeze(1).tolist()
-
-
-def _half(preferences: Tensor) -> Tensor:
-    return torch.full((), 1 / 2, dtype=torch.float64, device=preferences.device)
 
 
 def _without_diagonal(matrix: Tensor, fill: float = 0.0) -> Tensor:

@@ -181,6 +181,11 @@ class Endpoint:
         assert waiting.answer is not None
         return waiting.answer
 
+    @property
+    def waiting(self) -> int:
+        """Requests that wait to be scored."""
+        return self._waiting.qsize()
+
     def _next(self) -> list[Waiting]:
         """Requests to be scored together; none where nobody asked for a while."""
         try:

@@ -32,8 +32,10 @@ def test_disagreement_is_the_variance_of_the_predicted_preference() -> None:
 
 
 def test_uncertainty_is_the_entropy_of_the_mean() -> None:
-    found = Uncertainty()(logits([0.9, 0.1], [0.25, 0.25]))
-    expected = [math.log(2), -0.25 * math.log(0.25) - 0.75 * math.log(0.75)]
+    """Of probabilities: 0.9 and 0.6 are 3/4, whatever the mean of their log-odds."""
+    found = Uncertainty()(logits([0.9, 0.1], [0.25, 0.25], [0.9, 0.6]))
+    of_a_quarter = -0.25 * math.log(0.25) - 0.75 * math.log(0.75)
+    expected = [math.log(2), of_a_quarter, of_a_quarter]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
 

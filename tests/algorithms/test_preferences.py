@@ -120,6 +120,15 @@ def test_what_stands_where_no_response_is_changes_nothing() -> None:
         assert torch.equal(one, other)
 
 
+def test_each_tie_model_has_its_own_outcomes() -> None:
+    """Δ = log 4, p = 1/5. Rao and Kupper, θ = 3/2: 4/(4 + θ), 1/(1 + 4θ). Davidson, ν = ½: 2 : ½ : ½."""
+    shares = {RaoKupper: (4 / 5.5, 1 / 7), Davidson: (2 / 3, 1 / 6)}
+    for kind, (win, loss) in shares.items():
+        losses = [kind(tie_probability=0.2)(row(math.log(4)), row(0.0), row(0.0), mu) for mu in (1, 0.5, 0)]
+        expected = [-math.log(share) for share in (win, 1 - win - loss, loss)]
+        assert [one.item() for one in losses] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("loss", [RaoKupper(tie_probability=0.2), Davidson(tie_probability=0.2)])
 def test_ties_end_where_they_are_as_frequent_as_expected(loss: RaoKupper | Davidson) -> None:
     """Wins, ties and losses at the model's own frequencies for Δ = 0.8: that Δ is the minimum."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,28 @@ def test_a_row_is_written_as_it_came_with_its_score(rlhf: Any, workspace: Any, t
     kept = {"prompt": "the film", "response": " is good", "ended": True, "answer": 4}
     assert {name: value for name, value in written.items() if name != "score"} == kept
     assert written["score"] != 7.0
+
+
+def test_a_score_that_is_none_names_its_row_and_leaves_no_file_that_looks_whole(
+    rlhf: Any, workspace: Any, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(workspace.reward / "model", broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["score.weight"][:] = 3e38  # finite, but no sum of them is
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    outcome = rlhf("score", "name=scores", f"reward.path={broken}", f"data.path={workspace.demonstrations}")
+    assert outcome.status == 1
+    assert f"{workspace.demonstrations}:1: the reward gave " in outcome.err
+    assert outcome.err.endswith(" to this response: a score must be finite\n")
+    assert not (tmp_path / "runs/scores/scores.jsonl").exists()
+    outcome = rlhf(
+        "score", "name=scores", f"reward.path={workspace.reward}", f"data.path={workspace.demonstrations}"
+    )
+    assert outcome.status == 0, outcome.err
+    assert not (tmp_path / "runs/scores/scores.part").exists()
 
 
 def test_reward_function_needs_a_tokenizer(rlhf: Any, workspace: Any) -> None:

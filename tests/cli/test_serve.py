@@ -19,10 +19,16 @@ from typing import Any
 import pytest
 import torch
 
+from rlhf.cli.room import context_of_reward
 from rlhf.data.asked import Reader
+from rlhf.distributed.engine_config import Frozen
 from rlhf.rewards.asked import TextScorer
-from rlhf.rewards.reward import FunctionReward
+from rlhf.rewards.ensemble import EnsembleReward
+from rlhf.rewards.implicit import ImplicitReward
+from rlhf.rewards.mixture import MixtureReward
+from rlhf.rewards.reward import FunctionReward, ModelReward
 from rlhf.rewards.server import Endpoint, Limits
+from tests.trainers import toy
 
 PATIENCE = 120.0
 """Seconds for a process to start on a busy machine."""
@@ -145,6 +151,24 @@ def test_a_run_survives_its_endpoint_and_goes_on_after_it_gave_up(
     finally:
         for server in servers:
             server.process.kill()
+
+
+def test_the_longest_text_is_what_the_smallest_model_of_a_reward_has_room_for() -> None:
+    """A text beyond it would otherwise end the server, where a model has a table of positions."""
+    small, large = (toy.scalar(), toy.actor())
+    small.model.config.max_position_embeddings = 9
+    single = ModelReward(model=Frozen(small), micro_rows=1)
+    implicit = ImplicitReward(policy=Frozen(large), reference=Frozen(large), beta=1.0, micro_rows=1)
+    call = FunctionReward(function=lambda p, r, c: [0.0] * len(p), name="call")
+    room = large.model.config.max_position_embeddings
+    assert (context_of_reward(single), context_of_reward(implicit), context_of_reward(call)) == (
+        9,
+        room,
+        None,
+    )
+    ensemble = EnsembleReward(parts={"member_1": single, "member_2": single})
+    mixture = MixtureReward(parts={"a": implicit, "b": ensemble, "c": call}, weights={})
+    assert context_of_reward(ensemble) == context_of_reward(mixture) == 9
 
 
 def test_an_open_address_without_a_token_is_refused(rlhf: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,16 @@ def test_prompts_without_a_comparison_are_left_out_and_counted(
     assert (len(dropped), dropped.report.dropped["no two responses can be compared"]) == (1, 2)
 
 
+def test_a_batch_has_the_probability_and_the_margin_of_a_comparison(
+    tokenizer: PreTrainedTokenizerFast, write_jsonl: Write
+) -> None:
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "probability": 0.75, "margin": 0.5}
+    judged = ComparisonData(path=write_jsonl(row)).load(tokenizer).batch(torch.tensor([0])).judged
+    assert judged.compared.tolist() == [[[False, True], [False, False]]]
+    assert judged.label.tolist() == [[[0, 0.75], [0, 0]]]
+    assert judged.margin.tolist() == [[[0, 0.5], [0, 0]]]
+
+
 def test_a_batch_holds_every_response_once(tokenizer: PreTrainedTokenizerFast, write_jsonl: Write) -> None:
     batch = ComparisonData(path=write_jsonl(*RANKED)).load(tokenizer).batch(torch.tensor([1, 0]))
     assert batch.real.tolist() == [[True, True, False], [True, True, True]]

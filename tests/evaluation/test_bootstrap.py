@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rlhf.evaluation import bootstrap
-from rlhf.evaluation.bootstrap import Bootstrap, block_sizes, estimate
+from rlhf.evaluation.bootstrap import Bootstrap, Estimate, block_sizes, estimate
 
 
 def test_the_bootstrap_of_a_share_has_the_binomial_error() -> None:
@@ -18,6 +18,13 @@ def test_the_bootstrap_of_a_share_has_the_binomial_error() -> None:
     assert found.value == 0.75
     assert found.low == pytest.approx(0.75 - 1.96 * error, abs=1.5 / 400)  # a lattice of 1/400
     assert found.high == pytest.approx(0.75 + 1.96 * error, abs=1.5 / 400)
+
+
+def test_an_interval_never_ends_on_the_wrong_side_of_its_value_by_rounding() -> None:
+    below, above = Estimate(value=1 - 1e-15, low=1.0, high=1.0).reach
+    assert below == 0 < above < 1e-14
+    assert Estimate(value=1 + 1e-15, low=1.0, high=1.0).reach[1] == 0
+    assert Estimate(value=0.5, low=0.25, high=1.0).reach == (0.25, 0.5)
 
 
 def test_columns_are_resampled_together() -> None:

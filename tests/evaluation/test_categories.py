@@ -50,6 +50,15 @@ def test_without_sections_the_mean_is_over_categories() -> None:
     assert found.mean.accuracy.value == pytest.approx((2 / 3 + 1 / 2 + 1 / 2 + 1) / 4)
 
 
+def test_categories_of_one_size_are_resampled_apart() -> None:
+    """The mean of two independent halves: √½ of the error of each."""
+    right = torch.tensor([1.0, 0.0] * 100)
+    found = Categories().of([({"subset": "a" if number < 100 else "b"}, "") for number in range(200)])
+    assert found is not None
+    mean = breakdown(right, torch.zeros(200), found, Bootstrap(resamples=8000)).mean.accuracy
+    assert mean.high - mean.low == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 200), rel=0.05)
+
+
 def test_a_weighted_mean_has_the_weighted_binomial_error() -> None:
     """var Σ wᶜ·p̂ᶜ = Σ wᶜ²·p(1 − p)/n: rows are resampled within categories, whose sizes stay."""
     right = torch.tensor([1.0] * 30 + [0.0] * 10 + [1.0] * 20 + [0.0] * 80)

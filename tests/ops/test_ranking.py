@@ -170,7 +170,7 @@ def test_arms_that_no_comparison_connects_are_named() -> None:
 def test_arms_that_never_lost_are_named() -> None:
     """B and C beat each other, and lost to A alone; D lost to all."""
     wins = float64([0, 3, 0, 1], [0, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0])
-    assert strong_components(wins) == [[0], [1, 2], [3]]
+    assert strong_components(wins) == strong_components(wins.flip(0, 1)) == [[0], [1, 2], [3]]
     with pytest.raises(ValueError, match=r"\{A\} never lost to, nor tied with, \{B, C, D\}: .*ridge above 0"):
         bradley_terry_mle(wins, names=list("ABCD"))
     scores, covariance = bradley_terry_mle(wins, ridge=0.1)

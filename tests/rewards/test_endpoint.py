@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -19,11 +20,12 @@ from transformers import PreTrainedTokenizerFast
 
 from rlhf.batch import Rollout, SequenceBatch
 from rlhf.data.asked import Asked, Reader
+from rlhf.models.readouts import TokenSum
 from rlhf.rewards.asked import Scorer, TextScorer
 from rlhf.rewards.endpoint import EndpointReward
 from rlhf.rewards.mixture import MixtureReward
 from rlhf.rewards.reward import FunctionReward, ModelReward, NotFinite
-from rlhf.rewards.server import Endpoint, Limits, is_loopback
+from rlhf.rewards.server import Endpoint, Limits, Refused, is_loopback
 from rlhf.rewards.sources import RewardEndpoint
 from rlhf.rewards.verifiers import ExactMatch
 from tests.trainers import toy
@@ -158,10 +160,11 @@ def test_two_hundred_clients_at_once_get_their_own_scores() -> None:
 
 
 def test_a_rollout_is_scored_as_without_the_endpoint() -> None:
-    """By a model, a verifier, and both, a response that was cut off and an empty one included."""
+    """By models, a verifier, and both, a response that was cut off and an empty one included."""
     verifier = FunctionReward(function=ExactMatch(), name="ExactMatch")
     mixture = MixtureReward(parts={"a": model_reward(), "b": verifier}, weights={"a": 0.5, "b": -2.0})
-    for reward in (model_reward(), verifier, mixture):
+    summed = ModelReward(model=toy.scalar(), micro_rows=64, readout=TokenSum())
+    for reward in (model_reward(), summed, verifier, mixture):
         for found in answered(text_scorer(reward), sizes=(1, 3, 64)):
             torch.testing.assert_close(found, reward(rollout(), Texts()), rtol=1e-4, atol=1e-5)
     assert verifier(rollout(), Texts()).tolist() == [1, 0, 0, 1]
@@ -237,7 +240,7 @@ def test_health_counts_what_was_done() -> None:
         ),
         ({"prompts": ["a"] * 5, "responses": ["b"] * 5}, 413, "5 responses in one request, at most 4"),
         (ONE | {"prompts": ["a " * 600]}, 413, "bytes in one request, at most 1000 are taken"),
-        (ONE | {"prompts": ["a " * 60]}, 422, "row 0 has 64 tokens, more than max_length=40"),
+        (ONE | {"prompts": ["a " * 37]}, 422, "row 0 has 41 tokens, more than max_length=40"),
     ],
 )
 def test_a_request_that_cannot_be_answered_says_why(body: Any, status: int, message: str) -> None:
@@ -246,7 +249,8 @@ def test_a_request_that_cannot_be_answered_says_why(body: Any, status: int, mess
         got, reply = asked(endpoint.url, body=body)
         assert got == status
         assert message in reply["error"]
-        assert asked(endpoint.url, body=ONE)[0] == 200  # and the next one is answered
+        longest = ONE | {"prompts": ["a " * 36]}  # 40 tokens
+        assert asked(endpoint.url, body=longest)[0] == 200  # and the next one is answered
 
 
 def test_a_token_is_asked_for_where_there_is_one() -> None:
@@ -309,6 +313,149 @@ def test_a_request_that_waits_too_long_is_told_to_come_back() -> None:
     with serving(text_scorer(function(slow)), timeout_seconds=0.1) as endpoint:
         status, reply = asked(endpoint.url, body=ONE)
     assert (status, reply) == (503, {"error": "no scores within 0.1 s"})
+
+
+def test_a_request_that_nobody_waits_for_any_more_is_not_scored() -> None:
+    seen: list[str] = []
+
+    def slow(prompts: list[str], responses: list[str], columns: list[dict[str, Any]]) -> list[float]:
+        seen.extend(responses)
+        time.sleep(0.6 if responses == ["slow"] else 0.0)
+        return lengths(prompts, responses, columns)
+
+    limits = Limits(timeout_seconds=0.2, wait_milliseconds=0)
+    endpoint = Endpoint(text_scorer(function(slow)), host="127.0.0.1", port=0, token=None, limits=limits)
+    with ThreadPoolExecutor(3) as pool:
+        busy = pool.submit(endpoint.serve)
+        first = pool.submit(endpoint.scores, Asked.of({"prompts": ["p"], "responses": ["slow"]}))
+        time.sleep(0.1)  # it is being scored
+        with pytest.raises(Refused, match=r"no scores within 0\.2 s"):
+            endpoint.scores(Asked.of({"prompts": ["p"], "responses": ["late"]}))
+        with pytest.raises(Refused):
+            first.result()
+        while not busy.done() and endpoint.served.requests < 1:
+            time.sleep(0.01)
+        assert endpoint.scores(Asked.of(ONE)).content == {"scores": [3.0]}
+        endpoint.stop()
+    assert seen == ["slow", "c d"]
+
+
+def test_requests_are_put_together_up_to_the_size_of_a_batch() -> None:
+    sizes: list[int] = []
+
+    def counted(prompts: list[str], responses: list[str], columns: list[dict[str, Any]]) -> list[float]:
+        sizes.append(len(prompts))
+        return lengths(prompts, responses, columns)
+
+    limits = Limits(batch_rows=4, wait_milliseconds=200)
+    endpoint = Endpoint(text_scorer(function(counted)), host="127.0.0.1", port=0, token=None, limits=limits)
+    two = {"prompts": ["p", "p"], "responses": ["a", "bb"]}
+    with ThreadPoolExecutor(7) as pool:
+        waiting = [pool.submit(endpoint.scores, Asked.of(two)) for _ in range(6)]
+        while endpoint.waiting < 6:
+            time.sleep(0.01)
+        pool.submit(endpoint.serve)
+        assert [one.result(20).content for one in waiting] == [{"scores": [1.0, 2.0]}] * 6
+        endpoint.stop()
+    assert sizes == [4, 4, 4]
+
+
+def test_a_full_queue_and_a_server_that_goes_tell_clients_to_come_back() -> None:
+    limits = Limits(max_waiting=1, timeout_seconds=5)
+    endpoint = Endpoint(text_scorer(function(lengths)), host="127.0.0.1", port=0, token=None, limits=limits)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(endpoint.scores, Asked.of(ONE))
+        while endpoint.waiting < 1:
+            time.sleep(0.01)
+        with pytest.raises(Refused, match="too many requests wait already") as full:
+            endpoint.scores(Asked.of(ONE))
+        assert full.value.answer.status == 503
+        endpoint.stop()
+        endpoint.serve()
+        going = waiting.result(20)
+    assert (going.status, going.content) == (503, {"error": "the endpoint is going down"})
+
+
+def test_a_request_that_is_being_read_is_answered_before_the_server_goes() -> None:
+    body = json.dumps(ONE).encode()
+    endpoint = Endpoint(text_scorer(function(lengths)), host="127.0.0.1", port=0, token=None, limits=Limits())
+    thread = threading.Thread(target=endpoint.serve, daemon=True)
+    thread.start()
+    with socket.create_connection(("127.0.0.1", int(endpoint.url.rpartition(":")[2]))) as half:
+        head = (
+            f"POST /score HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        half.sendall(head.encode())
+        time.sleep(0.2)  # its thread waits for the body
+        endpoint.stop()
+        time.sleep(0.4)
+        assert thread.is_alive()
+        half.sendall(body)
+        answer = half.makefile("rb").read()
+    thread.join(10)
+    assert b" 503 " in answer.splitlines()[0]
+    assert answer.endswith(b'{"error": "the endpoint is going down"}')
+
+
+# What the client makes of a server
+
+
+@contextmanager
+def answering(*replies: tuple[int, bytes]) -> Iterator[str]:
+    """A server that is not ours, with one reply after the other."""
+    left = iter(replies)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            status, body = next(left)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join(10)
+
+
+def test_what_may_pass_is_tried_again_and_what_will_not_is_told() -> None:
+    later = [(status, b"later") for status in (429, 502, 503, 504)]
+    with answering(*later, (200, b'{"scores": [7]}'), (500, b"broken\n  for good")) as url:
+        patient = client(url, retries=4)
+        assert patient.of_texts(["p"], ["r"], [{}], [True]).tolist() == [7]
+        with pytest.raises(ValueError, match=r"refused with status 500: broken for good$"):
+            patient.of_texts(["p"], ["r"], [{}], [True])
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"scores": [1, NaN]}', r":\d+ gave nan to response 1, prompt 'q': a score must be finite"),
+        (b'{"scores": [1]}', r":\d+ returned scores of shape \(1,\) for 2 responses"),
+        (b'{"score": [1, 2]}', r":\d+ must return a list of 2 numbers, got NoneType"),
+        (b"[1, 2]", r":\d+ refused with status 200: \[1, 2\]"),
+    ],
+)
+def test_an_answer_without_a_finite_number_for_each_response_is_refused(body: bytes, message: str) -> None:
+    with answering((200, body)) as url, pytest.raises(ValueError, match=message):
+        client(url).of_texts(["p", "q"], ["r", "s"], [{}, {}], [True, True])
+
+
+def test_pauses_double_up_to_half_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    with pytest.raises(ConnectionError, match="no answer after 9 attempts"):
+        client(f"http://127.0.0.1:{free_port()}", retries=8, backoff_seconds=0.5).of_texts(
+            ["p"], ["r"], [{}], [True]
+        )
+    assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30]
 
 
 # A server that goes and comes back

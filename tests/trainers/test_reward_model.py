@@ -180,7 +180,23 @@ def test_measurements_are_means_over_prompts_of_decided_comparisons(toy: ModuleT
     assert mean(metrics, "eval/reward/ties_judged") == pytest.approx(
         1 / 3 / 4
     )  # one of three, of four prompts
-    assert mean(metrics, "eval/reward/ties_expected") == pytest.approx(0.4, abs=0.01)  # but for a margin of ½
+    gaps = [[-one.margin for one in judgements] for judgements in rows.judgements]  # all scores are 0
+    nu = 2 * 0.4 / (1 - 0.4)
+    ties = [[nu / (math.exp(gap / 2) + nu + math.exp(-gap / 2)) for gap in row] for row in gaps]
+    expected = sum(sum(row) / len(row) for row in ties) / 4
+    assert expected < 0.3999  # a margin is there
+    assert mean(metrics, "eval/reward/ties_expected") == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_likelier_response_is_the_better_one(toy: ModuleType) -> None:
+    rows = toy.preference_set(8).compared()
+    trainer = toy.reward_model(train=rows, test=rows)
+    likely = trainer.evaluate()
+    for (one,) in rows.judgements:
+        one.label = 0.2
+    unlikely = trainer.evaluate()
+    assert mean(likely, "eval/reward/accuracy") + mean(unlikely, "eval/reward/accuracy") == 1
+    assert mean(unlikely, "eval/reward/margin") == pytest.approx(-mean(likely, "eval/reward/margin"))
 
 
 def test_ties_alone_are_neither_right_nor_wrong(toy: ModuleType) -> None:
