@@ -14,16 +14,7 @@ if [ "$seed" != 0 ]; then
 fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 started=$SECONDS
-
-say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
-
-fresh() {  # fresh STAGE FILE: whether it is still to be done; removes what an interrupted one left
-    if [ -e "$runs/$1/$2" ]; then
-        echo "$runs/$1/$2 is there already; remove $runs/$1 to make it again"
-        return 1
-    fi
-    rm -rf "${runs:?}/$1"
-}
+source launch/stages.sh
 
 if [ ! -e "$runs/data/practice.jsonl" ]; then
     say "0. Sums of three one-digit numbers, no sum in two of the files"

@@ -1,5 +1,5 @@
 # Sourced by the other scripts: a Python environment in .venv with this checkout installed in it.
-# PYTHON names the interpreter (3.11 or newer). Installed again only when setup.cfg has changed.
+# PYTHON names the interpreter (3.11 or 3.12). Installed again only when setup.cfg has changed.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 install_rlhf() {  # install_rlhf EXTRAS, e.g. "" or "[dev]"

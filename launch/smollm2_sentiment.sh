@@ -11,30 +11,15 @@ python -m pip install --quiet --disable-pip-version-check --no-deps \
 
 runs=runs/smollm2_sentiment
 started=$SECONDS
-
-say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
-
-stage() {  # stage NAME TITLE OVERRIDES: one training command
-    say "$2"
-    if [ -d "$runs/$1/model" ]; then
-        echo "$runs/$1/model is there already; remove $runs/$1 to train it again"
-        return
-    fi
-    local resume=false
-    if compgen -G "$runs/$1/checkpoints/step_*" >/dev/null; then
-        resume=true
-    else
-        rm -rf "${runs:?}/$1"  # stopped before its first checkpoint: nothing to continue from
-    fi
-    rlhf "$1" "experiment=smollm2_sentiment/$1" "resume=$resume" "${@:3}"
-}
+source launch/stages.sh
 
 if [ ! -e "$runs/data/prompts_test.jsonl" ]; then
     say "0. Film reviews with human labels"
     python -m rlhf.data.review_openings "$runs/data"
 fi
-stage reward "1. A reward model from the human labels: positive ≻ negative"
-stage rl "2. RLOO on the first words of unseen reviews" "$@"
+stage reward "1. A reward model from the human labels: positive ≻ negative" \
+    rlhf reward experiment=smollm2_sentiment/reward
+stage rl "2. RLOO on the first words of unseen reviews" rlhf rl experiment=smollm2_sentiment/rl "$@"
 say "3. Before and after, on the same unseen prompts"
 rm -rf "$runs/evaluate"
 rlhf evaluate experiment=smollm2_sentiment/evaluate

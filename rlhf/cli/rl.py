@@ -31,7 +31,8 @@ from rlhf.rewards.sources import RewardModel
 from rlhf.seeding import generator
 from rlhf.trainers.collection import Sizes
 from rlhf.trainers.micro_batches import Cut, exact_div
-from rlhf.trainers.policy_gradient import Models, PolicyGradientTrainer
+from rlhf.trainers.online import Models
+from rlhf.trainers.policy_gradient import PolicyGradientTrainer
 from rlhf.trainers.pretraining import Pretraining
 
 if TYPE_CHECKING:

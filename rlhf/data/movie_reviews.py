@@ -138,16 +138,16 @@ def pairs(labels: dict[str, bool], *, pairings: int, seed: int) -> list[tuple[st
     return list(found)
 
 
+def beginning(text: str, fewest: int, most: int) -> str:
+    """The first words, ``fewest`` to ``most`` as the text's hash has it."""
+    count = fewest + int(digest(f"words {text}")[:8], 16) % (most - fewest + 1)
+    return " ".join(text.split(" ")[:count])
+
+
 def openings(texts: Iterable[str]) -> list[str]:
-    """Distinct first words of the sentences, 2 to 4 as the hash has it, where at least two more follow."""
-    fewest, most = OPENING_WORDS
-    found: dict[str, None] = {}
-    for text in texts:
-        count = fewest + int(digest(f"words {text}")[:8], 16) % (most - fewest + 1)
-        words = text.split(" ")
-        if len(words) >= count + 2:
-            found[" ".join(words[:count])] = None
-    return list(found)
+    """Distinct first words of the sentences, 2 to 4, where at least two more follow."""
+    begun = [(text, beginning(text, *OPENING_WORDS)) for text in texts]
+    return list(dict.fromkeys(first for text, first in begun if text.count(" ") >= first.count(" ") + 2))
 
 
 def write_files(reviews: Reviews, folder: Path, *, pairings: int, imdb: int, seed: int) -> dict[str, int]:
@@ -178,10 +178,7 @@ def write_files(reviews: Reviews, folder: Path, *, pairings: int, imdb: int, see
         "prompts_train": [{"prompt": opening} for opening in train_prompts],
         "prompts_test": [{"prompt": opening} for opening in test_prompts],
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in files.items():
-        write_rows(folder / f"{name}.jsonl", rows)
-    return {f"{name}.jsonl": len(rows) for name, rows in files.items()}
+    return write_all(files, folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -217,11 +214,14 @@ def _demonstration(text: str) -> dict[str, str]:
     return {"prompt": "", "response": text}
 
 
-def write_rows(file: Path, rows: list[dict[str, str]]) -> None:
-    """Write JSON lines, whole or not at all."""
-    unfinished = file.with_suffix(".unfinished")
-    unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    unfinished.replace(file)
+def write_all(files: dict[str, list[dict[str, str]]], folder: Path) -> dict[str, int]:
+    """Write each as JSON lines, whole or not at all; rows of each file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in files.items():
+        unfinished = folder / f"{name}.unfinished"
+        unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        unfinished.replace(folder / f"{name}.jsonl")
+    return {f"{name}.jsonl": len(rows) for name, rows in files.items()}
 
 
 def digest(text: str) -> str:

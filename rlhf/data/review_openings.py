@@ -21,23 +21,17 @@ from pathlib import Path
 
 from rlhf.data.movie_reviews import (
     SHARES,
-    digest,
+    beginning,
     find_table,
     labelled_texts,
     pairs,
     part_of,
     shuffled,
-    write_rows,
+    write_all,
 )
 
 PROMPT_WORDS = (4, 8)  # fewest and most words of a prompt
 FEWEST_WORDS = 20  # of a beginning that is compared
-
-
-def beginning(text: str, fewest: int, most: int) -> str:
-    """The first words, ``fewest`` to ``most`` as the text's hash has it."""
-    count = fewest + int(digest(f"words {text}")[:8], 16) % (most - fewest + 1)
-    return " ".join(text.split(" ")[:count])
 
 
 def preferences(labels: dict[str, bool], *, words: int, seed: int) -> list[dict[str, str]]:
@@ -81,10 +75,7 @@ def write_files(labels: dict[str, bool], folder: Path, *, words: int, seed: int)
         "prompts_train": trained,
         "prompts_test": [row for row in prompts(parts["evaluation"]) if row not in trained],
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in files.items():
-        write_rows(folder / f"{name}.jsonl", rows)
-    return {f"{name}.jsonl": len(rows) for name, rows in files.items()}
+    return write_all(files, folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

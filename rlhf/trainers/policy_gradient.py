@@ -6,9 +6,7 @@ components (``rlhf/algorithms/policy_gradient.py``). Read ``PolicyGradientTraine
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -17,30 +15,23 @@ from torch import Tensor
 from rlhf.algorithms.policy_gradient import PolicyGradient
 from rlhf.batch import Experience, Rollout
 from rlhf.data.order import rank_share
-from rlhf.distributed.averaging import WeightAverage
-from rlhf.distributed.collectives import all_sum, is_main
-from rlhf.distributed.engine import Engine
-from rlhf.distributed.engine_config import Inference
+from rlhf.distributed.collectives import all_sum
 from rlhf.distributed.runtime import Runtime
 from rlhf.distributed.watch import WATCH
 from rlhf.metrics import Clock, Metrics
-from rlhf.models.actor import Actor
 from rlhf.ops.logprobs import TokenLogprobs
-from rlhf.rewards.reward import Reward
 from rlhf.rollout.contract import ResponseSampler
 from rlhf.trainers import rollout_metrics
 from rlhf.trainers.collection import Collected, Collector, Prompts, Scored, Sizes, named
 from rlhf.trainers.faults import SKIPPED, Faults, NonFinite
-from rlhf.trainers.ledger import Ledger
 from rlhf.trainers.micro_batches import cut_for, exact_div
 from rlhf.trainers.minibatches import Minibatches
+from rlhf.trainers.online import Models, State
+from rlhf.trainers.policy_update import Updater
 from rlhf.trainers.pretraining import Pretraining
-from rlhf.trainers.progress import load_progress, save_progress
 from rlhf.trainers.rollout_metrics import Measured
 from rlhf.trainers.schedules import Schedule
 from rlhf.trainers.scoring import Policy, Scorer
-
-log = logging.getLogger(__name__)
 
 SHOWN = 4
 """Responses of each rollout, of rank 0, that go to ``samples.jsonl``."""
@@ -56,36 +47,6 @@ NAMES = {
     "returns": "return",
 }
 """What a fault calls the tensors of a rollout."""
-
-
-@dataclass(kw_only=True, slots=True)
-class Models:
-    """The models of an online run."""
-
-    actor: Engine
-    critic: Engine | None
-    reference: Inference | None
-    """What the KL is measured to; None measures none."""
-    reward: Reward
-    sampling_actor: Callable[[], Actor]
-    """The actor's present weights in a plain module, gathered once per call where they are sharded."""
-    average: WeightAverage[Actor] | None = None
-    """Of the actor; what is evaluated where there is one."""
-
-
-@dataclass(kw_only=True, slots=True)
-class State:
-    """Everything that moves besides the engines; the random streams are functions of it and the seed."""
-
-    kl_coef: float
-    penalty: float
-    """Coefficient of the policy loss's own KL(π_old‖π)."""
-    baseline: float = 0.0
-    """Running mean of the returns, for the estimator that reads it."""
-    drawn: int = 0
-    """Prompts, over all ranks."""
-    rollouts: int = 0
-    actor_steps: int = 0
 
 
 class PolicyGradientTrainer:
@@ -143,6 +104,16 @@ class PolicyGradientTrainer:
             cut=self.cut,
             exact_kl=exact_kl,
         )
+        self.updater = Updater(
+            models=models,
+            algorithm=algorithm,
+            scorer=self.scorer,
+            cut=self.cut,
+            pretraining=pretraining,
+            prompts=train,
+            faults=self.faults,
+            ranks=ranks,
+        )
         self.state = State(kl_coef=algorithm.kl.initial_coef, penalty=algorithm.policy_loss.initial_penalty)
         for engine in (models.actor, models.critic):
             if engine is not None:  # transformers recomputes activations in train() mode only; dropout is 0
@@ -183,7 +154,7 @@ class PolicyGradientTrainer:
     @property
     def place(self) -> str:
         """The present step, for messages."""
-        return f"rollout {self.state.rollouts + 1}"
+        return self.state.place
 
     def _greedy(self, collected: Collected, clock: Clock) -> Scored | None:
         """Greedy responses to the rollout's prompts, for the estimator that compares with them."""
@@ -324,97 +295,7 @@ class PolicyGradientTrainer:
         Raises:
             FloatingPointError: a number is not finite and the run is to stop, or the first ratio is not 1.
         """
-        if self._is_empty(minibatch):
-            return 0.0
-        learns = self.algorithm.actor_learns(self.state.rollouts)
-        weights = self.algorithm.weights(minibatch, all_sum)  # (b, T)
-        loss, found, ledger = 0.0, Metrics(), Ledger() if on_policy and learns else None
-        for rows in self.cut(minibatch.rollout.attention_mask.sum(1), minibatch.rollout.group):
-            part = minibatch.rows(rows).trimmed()
-            share = weights[rows, : part.rollout.mask.shape[1]]
-            if learns:
-                loss += self._actor_backward(part, share, found, ledger, live)
-            if self.models.critic is not None:
-                self._critic_backward(part, share, found)
-        if learns:
-            self._pretraining_backward(found)
-            found.add("loss", loss, 1 / self.runtime.world_size)  # the step's loss is a sum over ranks
-        if ledger is not None:
-            ledger.close(metrics, _dtype(self.models.actor), self.place)
-        self._step_engines(learns, found, metrics)
-        return _over_ranks(found, "actor/kl_old") if learns else 0.0
-
-    def _is_empty(self, minibatch: Experience) -> bool:
-        """Whether filters have left no token of it in the loss, on any rank; it is then passed over."""
-        if int(all_sum(self.algorithm.kept(minibatch).sum())) > 0:
-            return False
-        if is_main():
-            log.warning("%s: no response of a minibatch is left in the loss; it was passed over", self.place)
-        return True
-
-    def _step_engines(self, learns: bool, found: Metrics, metrics: Metrics) -> None:
-        """Move actor and critic; what a minibatch measured is left out when a step of it was skipped."""
-        skipped = False
-        for engine in (self.models.actor if learns else None, self.models.critic):
-            if engine is None:
-                continue
-            norm = self.faults.step(engine, self.place)
-            if norm is None:
-                skipped = True
-                continue
-            found.value(f"{engine.name}/grad_norm", norm)
-            self.state.actor_steps += engine is self.models.actor
-        if not skipped:
-            metrics.merge(found)
-
-    def _actor_backward(
-        self,
-        part: Experience,
-        weights: Tensor,
-        metrics: Metrics,
-        ledger: Ledger | None,
-        live: TokenLogprobs | None,
-    ) -> float:
-        algorithm, row = self.algorithm, named(part.rollout, self.train)
-
-        def token_loss(found: TokenLogprobs, exact_kl: Tensor | None) -> Tensor:
-            return weights * algorithm.token_loss(
-                found.logprobs,
-                part,
-                self.state.kl_coef,
-                penalty=self.state.penalty,
-                entropies=found.entropies,
-                exact_kl=exact_kl,
-            )
-
-        learning = self.scorer.learning(
-            part.rollout, token_loss, one_pass=algorithm.one_pass, exact=algorithm.kl.needs_exact, live=live
-        )
-        self.faults.look("actor's loss", learning.losses, row, model="actor")
-        self.models.actor.backward(self.faults.spoiled(learning.loss, "actor"))
-        if ledger is not None:
-            ledger.add(learning.logprobs, part, row)
-        rollout_metrics.policy_moves(algorithm, learning.logprobs, part, metrics)
-        return float(learning.loss.detach())
-
-    def _critic_backward(self, part: Experience, weights: Tensor, metrics: Metrics) -> None:
-        assert self.models.critic is not None
-        assert self.algorithm.value_loss is not None
-        assert part.old_values is not None
-        assert part.returns is not None
-        values = self.scorer.learning_values(part.rollout)
-        loss = self.algorithm.value_loss(values, part.old_values, part.returns, part.rollout.mask)
-        row = named(part.rollout, self.train)
-        loss = self.faults.loss("critic's loss", loss, row, model="critic")
-        self.models.critic.backward((weights * loss).sum())
-        metrics.mean("critic/loss", loss, part.rollout.mask)
-
-    def _pretraining_backward(self, metrics: Metrics) -> None:
-        """The texts' part of the actor's gradient, before its one step (numerics D45)."""
-        if self.pretraining is not None and self.algorithm.ptx_coef > 0:
-            self.pretraining.backward(
-                self.models.actor, self.algorithm.ptx_coef, self.state.actor_steps, metrics, self.faults
-            )
+        return self.updater(minibatch, self.state, metrics, on_policy=on_policy, live=live)
 
     def finish(self, experience: Experience, measured: Measured, old_kl: float, metrics: Metrics) -> None:
         """Report the rollout, keep a few texts, move what is steered by it."""
@@ -474,7 +355,7 @@ class PolicyGradientTrainer:
             self.models.critic.save(folder / "critic")
         if self.models.average is not None:
             self.models.average.save(folder)
-        save_progress(folder, asdict(self.state))
+        self.state.write(folder)
 
     def load(self, folder: Path) -> None:
         """Continue exactly."""
@@ -483,22 +364,4 @@ class PolicyGradientTrainer:
             self.models.critic.load(folder / "critic")
         if self.models.average is not None:
             self.models.average.load(folder)
-        saved = load_progress(folder, set(asdict(self.state)))
-        self.state = State(
-            kl_coef=saved["kl_coef"],
-            penalty=saved["penalty"],
-            baseline=saved["baseline"],
-            drawn=int(saved["drawn"]),
-            rollouts=int(saved["rollouts"]),
-            actor_steps=int(saved["actor_steps"]),
-        )
-
-
-def _over_ranks(metrics: Metrics, name: str) -> float:
-    """The mean that a minibatch has measured, over all ranks; every rank calls it."""
-    total, count = all_sum(torch.tensor(metrics.pairs[name], dtype=torch.float64)).tolist()
-    return total / count if count else 0.0
-
-
-def _dtype(engine: Engine) -> torch.dtype:
-    return next(engine.module.parameters()).dtype
+        self.state = State.read(folder)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.data.movie_reviews import labelled_texts, part_of
-from rlhf.data.review_openings import beginning, preferences, write_files
+from rlhf.data.movie_reviews import beginning, labelled_texts, part_of
+from rlhf.data.review_openings import preferences, write_files
 
 
 def review(number: int) -> str:

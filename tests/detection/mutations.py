@@ -11,7 +11,7 @@ KL = "rlhf.algorithms.kl"
 RETURNS = "rlhf.ops.returns"
 MASKING = "rlhf.ops.masking"
 BUNDLE = "rlhf.algorithms.policy_gradient"
-TRAINER = "rlhf.trainers.policy_gradient"
+UPDATE = "rlhf.trainers.policy_update"
 SCORING = "rlhf.trainers.scoring"
 
 PENALTY = "-coef * k1(old_logprobs, ref_logprobs)"
@@ -284,7 +284,7 @@ MUTATIONS = (
         "mean of each micro-batch",
         (
             Edit(
-                TRAINER,
+                UPDATE,
                 "part = minibatch.rows(rows).trimmed()",
                 "part = minibatch.rows(rows).trimmed()\n"
                 "            weights[rows] = self.algorithm.aggregation(weights[rows] > 0, all_sum)",

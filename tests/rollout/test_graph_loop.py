@@ -1,36 +1,23 @@
 """The step over static tensors, run eagerly, against the other two loops; on a GPU, the captured one too."""
 
 import gc
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from rlhf.batch import PromptBatch, Rollout
+from rlhf.batch import PromptBatch
 from rlhf.kernels import drawing
 from rlhf.models import decode_cache
 from rlhf.models.actor import Actor
 from rlhf.models.decode_cache import our_attention
 from rlhf.models.static_cache import repeats
 from rlhf.rollout import graph_loop, graphs, sampler
-from rlhf.rollout.decoding import Decoding, Greedy, Sampling, Truncated
 from rlhf.rollout.graph_loop import bucket
 from rlhf.rollout.graphs import Captured, Graphs
 from rlhf.rollout.responses import Responses, StopStrings
-from rlhf.rollout.sampler import Sampler
 from rlhf.rollout.static_batch import StaticBatch
-
-PAD, T = 999, 14
-Build, Prompts, Noise = Callable[..., Actor], Callable[..., PromptBatch], Callable[..., torch.Tensor]
-ROWS = [[3, 4]] * 4 + [[5, 6, 7, 8, 9]] * 3 + [[10, 3, 2]] + [[3, 4]] * 3 + [[2]]
-B = len(ROWS)
-DECODINGS: dict[str, Decoding] = {
-    "sampling": Sampling(max_new_tokens=T, temperature=1.3),
-    "greedy": Greedy(max_new_tokens=T),
-    "truncated": Truncated(max_new_tokens=T, top_k=6, top_p=0.9, min_p=0.02),
-}
+from tests.rollout.loops import DECODINGS, PAD, ROWS, B, Build, Noise, Prompts, T, same, sampling
 
 
 @pytest.fixture(autouse=True)
@@ -47,18 +34,6 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     if request.param == "torch":
         monkeypatch.setattr(decode_cache, "has_attention", lambda *_: False)
         monkeypatch.setattr(drawing, "has_draw", lambda logits: False)
-
-
-def sampling(decoding: Decoding | None = None, **changes: Any) -> Sampler:
-    ours = Sampler(decoding=decoding or DECODINGS["sampling"], end_ids=(1, 7, 998), pad_id=PAD)
-    return replace(ours, **changes)
-
-
-def same(found: Rollout, wanted: Rollout) -> None:
-    """All of it: tokens to the last one, log-probs but for rounding."""
-    for name in ("tokens", "prompt_mask", "mask", "ended", "index", "group"):
-        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
-    torch.testing.assert_close(found.sampler_logprobs, wanted.sampler_logprobs, rtol=0, atol=1e-5)
 
 
 def moved(actor: Actor, seed: int = 0) -> None:

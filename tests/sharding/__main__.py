@@ -1,14 +1,14 @@
 """Five steps under every sharding and offload, on one rank and on two: python -m tests.sharding
 
-Each line is a layout, each pair of columns a stage, a model and a number of ranks: how far the losses and the
-parameters are from those of plain torch in one process, after five steps with AdamW, clipping and several
-micro-batches a step. Losses: the largest difference over the steps, PPO's with that of the critic.
-Parameters: the largest over all of them at the end, in units of the learning rate, which is the size of a
-step of Adam.
+Each line is a layout, each pair of columns a stage, a model and a number of ranks, once with all weights
+trained and once with adapters (LoRA): how far the losses and the parameters are from those of plain torch in
+one process, after five steps with AdamW, clipping and several micro-batches a step. Losses: the largest
+difference over the steps, PPO's with that of the critic. Parameters: the largest over all of them at the
+end, in units of the learning rate, which is the size of a step of Adam.
 
 Float32 leaves rounding: at most 1e-5 of a loss and 1e-2 of a step. Bfloat16 has eight bits: its losses may
 differ by 5e-2, its parameters by the length of ten steps. `wrong` clips a hundred times lower and must be out
-of bounds. The exit status is 1 otherwise.
+of bounds. The exit status is 1 otherwise. --ranks 2 leaves out one rank.
 """
 
 import argparse
@@ -24,12 +24,14 @@ import torch
 
 from rlhf.distributed import collectives
 from rlhf.distributed.engine_config import EngineConfig, Plain, Precision, ZeRO
+from rlhf.models.lora import LoRA
 from tests import two_ranks as launcher
 
 STEPS, LR = 5, 1e-3
 STAGES = ("sft", "ppo")
 MODELS = ("llama", "gpt2")
 RANKS = (1, 2)
+WAYS: dict[str, LoRA | None] = {"all weights": None, "adapters": LoRA(rank=2, alpha=4.0)}
 CLIP = 0.5
 
 
@@ -57,25 +59,34 @@ LAYOUTS: dict[str, dict[str, EngineConfig]] = {
 BOUNDS = {"float32": (1e-5, 1e-2), "bfloat16": (5e-2, 2.0 * STEPS)}
 
 
-def run(layout: str, stage: str, model: str) -> dict[str, Any] | None:
+def run(layout: str, stage: str, model: str, way: str) -> dict[str, Any] | None:
     """Losses of every step, and all parameters after the last.
 
-    None for a stage without such a model, and for PPO in bfloat16, which samples other tokens.
+    None for a stage without such a model (adapters need no reference of their own), and for PPO in bfloat16,
+    which samples other tokens.
     """
     from tests.trainers import toy
 
-    engines = LAYOUTS[layout]
+    engines, lora = LAYOUTS[layout], WAYS[way]
     source = {"llama": toy.LLAMA, "gpt2": toy.GPT2}[model]
     if len(engines) > 1 if stage == "sft" else "bfloat16" in layout:
         return None
+    if lora is not None and "inference_engine" in engines:
+        return None
     if stage == "sft":
         trainer: Any = toy.supervised(
-            **engines, source=source, batch_size=10, micro_batch_size=4, total=STEPS, lr=LR
+            **engines, source=source, batch_size=10, micro_batch_size=4, total=STEPS, lr=LR, lora=lora
         )
         trained = [trainer.engine]
     else:
         trainer = toy.policy_gradient(
-            toy.ppo(), **engines, source=source, reference=toy.actor("reference", source), lr=LR, critic_lr=LR
+            toy.ppo(),
+            **engines,
+            source=source,
+            reference=toy.actor("reference", source) if lora is None else None,
+            lr=LR,
+            critic_lr=LR,
+            lora=lora,
         )
         trained = [trainer.models.actor, trainer.models.critic]
     losses: list[float] = []
@@ -88,21 +99,26 @@ def run(layout: str, stage: str, model: str) -> dict[str, Any] | None:
 
 def work(_folder: Path) -> dict[str, Any]:
     """What each rank does."""
-    cells = itertools.product(LAYOUTS, STAGES, MODELS)
-    return {f"{layout} {stage} {model}": run(layout, stage, model) for layout, stage, model in cells}
+    return {" ".join(cell): run(*cell) for cell in itertools.product(LAYOUTS, STAGES, MODELS, WAYS)}
 
 
-def measured() -> dict[int, dict[str, Any]]:
+def reference(_folder: Path) -> dict[str, Any]:
+    """What one rank does where the others' layouts are left out."""
+    return {" ".join(cell): run(*cell) for cell in itertools.product(["plain"], STAGES, MODELS, WAYS)}
+
+
+def measured(ranks: Sequence[int]) -> dict[int, dict[str, Any]]:
     """What rank 0 found, for each number of ranks."""
     os.environ["TQDM_DISABLE"] = "1"
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for ranks in RANKS:
-            own = Path(folder) / str(ranks)
+        for count in RANKS:
+            own = Path(folder) / str(count)
             own.mkdir()
-            if launcher.launch(__file__, "work", str(own), str(ranks)) != 0:
-                raise RuntimeError(f"{ranks} rank(s) failed")
-            found[ranks] = torch.load(own / "rank0.pt", weights_only=False)
+            function = "work" if count in ranks else "reference"
+            if launcher.launch(__file__, function, str(own), str(count)) != 0:
+                raise RuntimeError(f"{count} rank(s) failed")
+            found[count] = torch.load(own / "rank0.pt", weights_only=False)
     return found
 
 
@@ -120,15 +136,17 @@ def holds(layout: str, gap: tuple[float, float]) -> bool:
     return not within if layout == "wrong" else within
 
 
-def table(cells: dict[tuple[str, str, str, int], tuple[float, float]]) -> str:
+def table(way: str, ranks: Sequence[int], cells: dict[tuple[Any, ...], tuple[float, float]]) -> str:
     """The gaps as text; a cell out of bounds has an exclamation mark."""
-    columns = list(itertools.product(STAGES, MODELS, RANKS))
+    columns = list(itertools.product(STAGES, MODELS, ranks))
     width = 2 + max(map(len, LAYOUTS))
-    lines = [" " * width + "".join(f"{f'{stage} {model} ×{ranks}':>19}" for stage, model, ranks in columns)]
+    lines = [
+        way.ljust(width) + "".join(f"{f'{stage} {model} ×{count}':>19}" for stage, model, count in columns)
+    ]
     for layout in LAYOUTS:
         texts = ""
         for column in columns:
-            gap = cells.get((layout, *column))
+            gap = cells.get((layout, *column, way))
             text = "–  " if gap is None else f"{gap[0]:.0e} {gap[1]:.0e}{' ' if holds(layout, gap) else '!'}"
             texts += f"{text:>19}"
         lines.append(layout.ljust(width) + texts.rstrip())
@@ -141,14 +159,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    about.parse_args(arguments)
-    found = measured()
-    cells = {}
-    for ranks, layout, stage, model in itertools.product(RANKS, LAYOUTS, STAGES, MODELS):
-        cell = found[ranks][f"{layout} {stage} {model}"]
+    about.add_argument("--ranks", type=int, nargs="+", choices=RANKS, default=RANKS, help="1, 2 or both")
+    ranks = about.parse_args(arguments).ranks
+    found = measured(ranks)
+    cells: dict[tuple[Any, ...], tuple[float, float]] = {}
+    for count, layout, *which in itertools.product(ranks, LAYOUTS, STAGES, MODELS, WAYS):
+        cell = found[count][" ".join([layout, *which])]
         if cell is not None:
-            cells[layout, stage, model, ranks] = gaps(cell, found[1][f"plain {stage} {model}"])
-    sys.stdout.write(table(cells))
+            stage, model, way = which
+            cells[layout, stage, model, count, way] = gaps(cell, found[1][" ".join(["plain", *which])])
+    for way in WAYS:
+        sys.stdout.write(table(way, ranks, cells) + "\n")
     wrong = [key for key, gap in cells.items() if not holds(key[0], gap)]
     sys.stdout.write(f"{len(wrong)} of {len(cells)} cells out of bounds\n")
     return 1 if wrong else 0
