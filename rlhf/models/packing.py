@@ -87,10 +87,11 @@ class Packed:
             model: after :func:`pack`.
             others: keywords for its attention.
         """
+        tokens = self.tokens.to(model.device)
         output = model.base_model(
-            input_ids=self.tokens,
-            attention_mask=None,
-            position_ids=self.positions,
+            input_ids=tokens,
+            attention_mask=tokens.new_ones(1, 1, 1, 1, dtype=torch.bool),  # four dimensions: a made mask
+            position_ids=self.positions.to(model.device),
             use_cache=False,
             packed_rows=self.rows,
             **others,

@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from benchmarks.measure import Held
 from rlhf.batch import PromptBatch
 from rlhf.kernels import drawing
 from rlhf.models import decode_cache
 from rlhf.models.actor import Actor
 from rlhf.models.decode_cache import our_attention
+from rlhf.planning.held import Held
 from rlhf.rollout import memory
 from rlhf.rollout.decoding import Decoding, Greedy, Sampling, Truncated
 from rlhf.rollout.graphs import Graphs

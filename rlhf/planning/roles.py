@@ -1,0 +1,133 @@
+"""The models of a command, without numbers, and what an engine holds of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from rlhf.distributed.engine import cast_parameters
+from rlhf.distributed.engine_config import EngineConfig, ZeRO
+from rlhf.distributed.footprint import Footprint, footprint, inference_bytes
+from rlhf.planning.held import Held
+from rlhf.planning.memory_plan import Term
+from rlhf.planning.passes import Wrapper
+
+
+@dataclass(kw_only=True, slots=True)
+class Machine:
+    """What a command would run on."""
+
+    ranks: int
+    device: str
+    """``cpu`` or ``cuda``."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether models compute on one."""
+        return self.device == "cuda"
+
+
+class Trained:
+    """A model in a training engine."""
+
+    def __init__(self, name: str, wrapper: Wrapper, engine: EngineConfig, machine: Machine) -> None:
+        """Take the model, whose parameters get the engine's precision."""
+        self.name, self.engine = name, engine
+        self.loading = whole_bytes(wrapper)
+        cast_parameters(wrapper, engine.dtype)
+        self.wrapper = wrapper.train()
+        self.footprint: Footprint = footprint(engine, wrapper, machine.ranks)
+        self._offloads = machine.on_gpu and isinstance(engine, ZeRO) and engine.offload_optimizer
+        self._lends = machine.on_gpu and isinstance(engine, ZeRO) and engine.offload_parameters
+        if not self.keeps_gradients:
+            for parameter in wrapper.parameters():
+                if parameter.requires_grad:
+                    parameter.register_post_accumulate_grad_hook(_forget)
+
+    @property
+    def keeps_gradients(self) -> bool:
+        """Whether a parameter's gradient stays where torch puts it until the step."""
+        return not isinstance(self.engine, ZeRO) or self.engine.stage < 2
+
+    def always(self) -> list[Term]:
+        """Between steps, from the first one on."""
+        own = self.footprint
+        terms = [
+            self._term("weights", own.weights, offloaded=self._lends),
+            self._term("master weights", own.master_weights, offloaded=self._offloads),
+            self._term("moments", own.moments, offloaded=self._offloads),
+        ]
+        if isinstance(self.engine, ZeRO) and self.engine.stage == 3:
+            terms += [self.gradients(), self._term("reduction buckets", own.buckets)]
+        return terms
+
+    def gradients(self) -> Term:
+        """From the first backward to the step."""
+        return self._term("gradients", self.footprint.gradients, offloaded=self._offloads)
+
+    def updating(self) -> list[Term]:
+        """Beside :meth:`always`, in passes with gradient."""
+        own = self.footprint
+        if isinstance(self.engine, ZeRO) and self.engine.stage == 3:
+            return [self._term("gathered weights", own.gathered)]
+        return [self.gradients(), self._term("reduction buckets", own.buckets)]
+
+    def stepping(self) -> list[Term]:
+        """Beside :meth:`always` and the gradients, in a step."""
+        own = self.footprint
+        if isinstance(self.engine, ZeRO) and self.engine.stage == 3:
+            return [self._term("step", own.step)]
+        return [self.gradients(), self._term("reduction buckets", own.buckets), self._term("step", own.step)]
+
+    def forward(self) -> list[Term]:
+        """Beside :meth:`always`, in passes without gradient."""
+        return [self._term("gathered weights", self.footprint.gathered)]
+
+    def _term(self, part: str, size: int, *, offloaded: bool = False) -> Term:
+        return Term(owner=self.name, part=part, bytes=size, offloaded=offloaded)
+
+
+class Frozen:
+    """A model that is only run forward."""
+
+    def __init__(self, name: str, wrapper: Wrapper, engine: EngineConfig | None, machine: Machine) -> None:
+        """Take the model; None leaves it whole, in float32."""
+        self.name = name
+        self.loading = whole_bytes(wrapper)
+        if engine is not None:
+            cast_parameters(wrapper, engine.dtype)
+        self.wrapper = wrapper.requires_grad_(False).eval()
+        self._bytes, self._gathered = (
+            (self.loading, 0) if engine is None else inference_bytes(engine, wrapper, machine.ranks)
+        )
+        lends = isinstance(engine, ZeRO) and engine.offload_parameters
+        self._offloaded = machine.on_gpu and lends
+
+    def always(self) -> list[Term]:
+        """Between forwards."""
+        return [Term(owner=self.name, part="weights", bytes=self._bytes, offloaded=self._offloaded)]
+
+    def forward(self) -> list[Term]:
+        """Beside that, in one."""
+        return [Term(owner=self.name, part="gathered weights", bytes=self._gathered)]
+
+
+def whole_bytes(wrapper: Wrapper) -> int:
+    """Of parameters and buffers as they are, tied ones once."""
+    return sum(tensor.nbytes for tensor in (*wrapper.parameters(), *wrapper.buffers()))
+
+
+def _forget(parameter: torch.Tensor) -> None:
+    """What ZeRO does with a gradient: it goes to the bucket."""
+    parameter.grad = None
+
+
+@torch.no_grad()
+def forward_bytes(run: Callable[[], object]) -> int:
+    """The most that a pass without gradient holds."""
+    with Held() as held:
+        kept = run()
+    del kept
+    return held.peak
