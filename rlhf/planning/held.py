@@ -26,11 +26,15 @@ class Held(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run it, and count what is new of its results."""
         for storage in _storages((args, kwargs)):
-            self._see(storage, 0)
+            self._see(storage, self.found(storage))
         results = func(*args, **(kwargs or {}))
         for storage in _storages(results):
             self._see(storage, storage.nbytes())
         return results
+
+    def found(self, storage: torch.UntypedStorage) -> int:
+        """Bytes that a tensor counts for which no operation inside the block has made."""
+        return 0
 
     def begin(self) -> None:
         """Let :attr:`peak` start from what is held now."""

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(kw_only=True, slots=True)
 class Fullest:
-    """The pass of a run that holds most."""
+    """The pass of a run that holds most: of several in a step not the first, which finds no gradients yet."""
 
     rows: list[int]
     """Numbers in the data."""
@@ -66,7 +66,7 @@ def fullest(
             own = index[dealt(sizes(index), rank, ranks)]
             lengths = torch.tensor(sizes(own))
             parts = cut(lengths)
-            for part in parts:
+            for part in parts[1:] or parts:  # a later one finds gradients there
                 filled = tokens_of(lengths[part], cut)
                 if filled > most:
                     most, found = filled, Fullest(rows=own[part].tolist(), passes=len(parts))
