@@ -73,8 +73,8 @@ def command_lines(models: dict[str, str]) -> list[CommandLine]:
 
 
 def _offline(models: dict[str, str]) -> list[CommandLine]:
-    sft = ["model=pretrained", "batch_size=64", "micro_batch_size=32", *_rows("supervised", 192)]
-    pairs = [*_rows("preferences", 96), "batch_size=32", "micro_batch_size=32"]
+    sft = ["model=pretrained", "batch_size=32", "micro_batch_size=16", *_rows("supervised", 64)]
+    pairs = [*_rows("preferences", 32), "batch_size=16", "micro_batch_size=16"]
     tiny = [f"model.path={models['tiny']}"]
     return [
         CommandLine(
@@ -91,7 +91,7 @@ def _offline(models: dict[str, str]) -> list[CommandLine]:
                 f"model.path={models['gpt2']}",
                 "engine=plain",
                 "gradient_checkpointing=true",
-                "micro_batch_size=64",
+                "micro_batch_size=32",
             ],
             small=tiny,
         ),
@@ -133,8 +133,8 @@ def _offline(models: dict[str, str]) -> list[CommandLine]:
 def _online(models: dict[str, str]) -> list[CommandLine]:
     rl = [
         f"prompts.path={QUICKSTART}/data/prompts_train.jsonl",
-        "rollout.sampling.max_new_tokens=32",
-        "rollouts=3",
+        "rollout.sampling.max_new_tokens=24",
+        "rollouts=2",
         f"reward.path={models['llama_reward']}",
     ]
     tiny = [f"actor.model.path={models['tiny']}", f"reward.path={models['tiny_reward']}", "rollouts=1"]
@@ -147,8 +147,8 @@ def _online(models: dict[str, str]) -> list[CommandLine]:
                 *rl,
                 f"actor.model.path={models['llama']}",
                 "engine=plain",
-                "rollout.prompts=32",
-                "micro_batch_size=32",
+                "rollout.prompts=16",
+                "micro_batch_size=16",
                 "algorithm.epochs=2",
             ],
             small=tiny,
@@ -162,8 +162,8 @@ def _online(models: dict[str, str]) -> list[CommandLine]:
                 "engine=zero2",
                 "actor/lora=adapter",
                 "critic/lora=adapter",
-                "rollout.prompts=64",
-                "micro_batch_size=64",
+                "rollout.prompts=32",
+                "micro_batch_size=32",
                 "rollout.exact_kl=false",
             ],
             small=tiny,
@@ -177,9 +177,9 @@ def _online(models: dict[str, str]) -> list[CommandLine]:
                 "algorithm=grpo",
                 f"actor.model.path={models['grouped']}",
                 "engine=plain",
-                "rollout.prompts=8",
+                "rollout.prompts=4",
                 "rollout.samples=8",
-                "micro_batch_size=32",
+                "micro_batch_size=16",
                 "rollout.exact_kl=false",
             ],
             small=[tiny[0], "rollouts=1"],
@@ -194,8 +194,8 @@ def _online(models: dict[str, str]) -> list[CommandLine]:
                 f"actor.model.path={models['llama']}",
                 "engine=zero1",
                 "engine.precision=bfloat16",
-                "rollout.prompts=32",
-                "micro_batch_size=32",
+                "rollout.prompts=16",
+                "micro_batch_size=16",
                 "rollout.exact_kl=false",
             ],
             small=[tiny[0], "rollouts=1"],
@@ -206,10 +206,10 @@ def _online(models: dict[str, str]) -> list[CommandLine]:
             overrides=[
                 f"model.path={models['llama']}",
                 f"prompts.path={QUICKSTART}/data/prompts_test.jsonl",
-                "prompts.limit=64",
+                "prompts.limit=32",
                 "samples=4",
-                "micro_batch_size=256",
-                "decoding.max_new_tokens=96",
+                "micro_batch_size=128",
+                "decoding.max_new_tokens=64",
             ],
             small=[f"model.path={models['tiny']}", "decoding.max_new_tokens=4"],
         ),
@@ -217,5 +217,5 @@ def _online(models: dict[str, str]) -> list[CommandLine]:
 
 
 def _rows(name: str, limit: int) -> list[str]:
-    """Three steps of the quick start's data."""
+    """Two steps of the quick start's data."""
     return [f"data.path={QUICKSTART}/data/{name}_train.jsonl", f"data.limit={limit}"]

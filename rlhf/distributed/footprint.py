@@ -13,6 +13,8 @@ from rlhf.distributed.engine_config import EngineConfig, ZeRO
 FLOAT = 4
 LIVE = 1_000_000_000
 """Parameters that stage 3 keeps gathered between two uses (DeepSpeed's ``stage3_max_live_parameters``)."""
+FETCHED = 50_000_000
+"""Parameters that it gathers at a time, in a buffer of their own (``stage3_prefetch_bucket_size``)."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -25,7 +27,11 @@ class Footprint:
     moments: int
     """From the first step on."""
     gradients: int
-    """From the first backward to the step; of bfloat16 at stage 1 all the time."""
+    """From the first backward to the step."""
+    sums: int = 0
+    """Gradients that are summed in a buffer of their own, which is always there."""
+    offload: int = 0
+    """Buffers in the host's memory for an optimiser that is there, always."""
     buckets: int = 0
     """Buffers of the reduction, in every backward; at stage 3 all the time."""
     gathered: int = 0
@@ -73,7 +79,7 @@ def inference_bytes(engine: EngineConfig, module: nn.Module, ranks: int) -> tupl
     whole = elements.all * engine.dtype.itemsize
     if not engine.splits_parameters:
         return whole, 0
-    return whole // ranks, min(elements.all, LIVE) * engine.dtype.itemsize
+    return whole // ranks, _gathered(elements) * engine.dtype.itemsize
 
 
 def _stage_0(zero: ZeRO, elements: Elements, ranks: int) -> Footprint:
@@ -92,8 +98,9 @@ def _stage_1(zero: ZeRO, elements: Elements, ranks: int) -> Footprint:
         master_weights=FLOAT * share,
         moments=2 * FLOAT * share,
         gradients=size * n,
+        offload=_offload(zero, elements, share),
         buckets=bucket,
-        step=2 * FLOAT * share,
+        step=0 if zero.offload_optimizer else 2 * FLOAT * share,
         start=size * n,
     )
 
@@ -105,7 +112,8 @@ def _stage_1_bfloat16(zero: ZeRO, elements: Elements, ranks: int) -> Footprint:
         weights=size * elements.all,
         master_weights=FLOAT * share,
         moments=2 * FLOAT * share,
-        gradients=(FLOAT + size) * n,
+        gradients=size * n,
+        sums=FLOAT * n,
         step=FLOAT * n if ranks > 1 else 0,
         start=size * n,
     )
@@ -118,9 +126,10 @@ def _stage_2(zero: ZeRO, elements: Elements, ranks: int) -> Footprint:
         weights=size * elements.all,
         master_weights=FLOAT * share,
         moments=2 * FLOAT * share,
-        gradients=FLOAT * share,
+        gradients=0 if zero.offload_optimizer else FLOAT * share,
+        offload=_offload(zero, elements, share),
         buckets=size * bucket_elements(elements.all),
-        step=FLOAT * share,
+        step=0 if zero.offload_optimizer else FLOAT * share,
         start=size * n,
     )
 
@@ -130,14 +139,28 @@ def _stage_3(zero: ZeRO, elements: Elements, ranks: int) -> Footprint:
     share = -(-n // ranks)
     return Footprint(
         weights=size * -(-elements.all // ranks),
-        master_weights=FLOAT * share if size != FLOAT else 0,
+        master_weights=FLOAT * share,
         moments=2 * FLOAT * share,
-        gradients=FLOAT * share,
+        gradients=0,
+        sums=FLOAT * share,
+        offload=FLOAT * share if zero.offload_optimizer else 0,
         buckets=size * bucket_elements(elements.all),
-        gathered=size * min(elements.all, LIVE),
-        step=FLOAT * share,
+        gathered=size * _gathered(elements),
+        step=0 if zero.offload_optimizer else FLOAT * share,
         start=size * elements.all,
     )
+
+
+def _offload(zero: ZeRO, elements: Elements, share: int) -> int:
+    """Stages 1 and 2: the partition's gradient and its sum, its weights on their way back, one parameter."""
+    if not zero.offload_optimizer:
+        return 0
+    return (FLOAT + 2 * zero.dtype.itemsize) * share + zero.dtype.itemsize * elements.largest
+
+
+def _gathered(elements: Elements) -> int:
+    """Whole parameters, and those that are on their way."""
+    return min(elements.all, LIVE) + min(elements.all, max(FETCHED, elements.largest))
 
 
 _STAGES = {0: _stage_0, 1: _stage_1, 2: _stage_2, 3: _stage_3}

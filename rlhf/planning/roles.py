@@ -58,28 +58,31 @@ class Trained:
             self._term("weights", own.weights, offloaded=self._lends),
             self._term("master weights", own.master_weights, offloaded=self._offloads),
             self._term("moments", own.moments, offloaded=self._offloads),
+            self._term("sums of gradients", own.sums, offloaded=self._offloads),
+            self._term("buffers of the offload", own.offload, offloaded=self._offloads),
         ]
-        if isinstance(self.engine, ZeRO) and self.engine.stage == 3:
-            terms += [self.gradients(), self._term("reduction buckets", own.buckets)]
-        return terms
+        return [*terms, self._buckets()] if self._stage == 3 else terms
 
     def gradients(self) -> Term:
         """From the first backward to the step."""
-        return self._term("gradients", self.footprint.gradients, offloaded=self._offloads)
+        return self._term("gradients", self.footprint.gradients)
 
     def updating(self) -> list[Term]:
         """Beside :meth:`always`, in passes with gradient."""
-        own = self.footprint
-        if isinstance(self.engine, ZeRO) and self.engine.stage == 3:
-            return [self._term("gathered weights", own.gathered)]
-        return [self.gradients(), self._term("reduction buckets", own.buckets)]
+        return self.forward() if self._stage == 3 else [self.gradients(), self._buckets()]
 
     def stepping(self) -> list[Term]:
-        """Beside :meth:`always` and the gradients, in a step."""
-        own = self.footprint
-        if isinstance(self.engine, ZeRO) and self.engine.stage == 3:
-            return [self._term("step", own.step)]
-        return [self.gradients(), self._term("reduction buckets", own.buckets), self._term("step", own.step)]
+        """Beside :meth:`always`, in a step: at stage 1 gradients have moved to the buckets, at 2 out of them."""
+        step = self._term("step", self.footprint.step)
+        moved = self._stage == 1 and self.footprint.buckets
+        return [self._buckets() if moved else self.gradients(), step]
+
+    def _buckets(self) -> Term:
+        return self._term("reduction buckets", self.footprint.buckets)
+
+    @property
+    def _stage(self) -> int | None:
+        return self.engine.stage if isinstance(self.engine, ZeRO) else None
 
     def forward(self) -> list[Term]:
         """Beside :meth:`always`, in passes without gradient."""
