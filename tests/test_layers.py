@@ -36,7 +36,8 @@ LAYERS = {
     "trainers": {*LEAVES, "algorithms", "data", "models", "rewards", "rollout"},
     "evaluation": {*LEAVES, "data", "models", "rewards", "rollout"},
     "config": {"algorithms", "data", "distributed", "models", "rewards", "rollout", "trainers"},
-    "cli": {*LEAVES, "config", "data", "evaluation", "models", "rewards", "rollout", "trainers"},
+    "planning": {*LEAVES, "config", "data", "kernels", "models", "rewards", "rollout", "trainers"},
+    "cli": {*LEAVES, "config", "data", "evaluation", "models", "planning", "rewards", "rollout", "trainers"},
     "__main__": {"cli"},
 }
 """What of rlhf each layer may import besides itself; a leaf imports nothing of it."""

@@ -22,7 +22,7 @@ from rlhf.planning.roles import Machine
 
 RESULTS = FOLDER / "memory.jsonl"
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
-"""The C library gives blocks of 64 KiB and more back when they are freed, in place of keeping most of them."""
+"""The C library gives blocks of 64 KiB and more back when they are freed, and keeps none."""
 CADENCE = ("cadence.evaluate_every=0", "cadence.checkpoint_every=2")
 
 
@@ -77,7 +77,12 @@ def _run(line: CommandLine, folder: Path) -> str | None:
         json.dumps({"command": line.command, "small": [*small, *line.small], "full": full}), "utf-8"
     )
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={line.ranks}", "-m"]
-    program = [sys.executable, *(launcher if line.ranks > 1 else ["-m"]), "benchmarks.memory.worker", str(file)]
+    program = [
+        sys.executable,
+        *(launcher if line.ranks > 1 else ["-m"]),
+        "benchmarks.memory.worker",
+        str(file),
+    ]
     environment = {**os.environ, **ENVIRONMENT}
     done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

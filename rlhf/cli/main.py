@@ -51,7 +51,9 @@ def main() -> None:
 
         close = get_close_matches(command, [*COMMANDS, PLAN], n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        sys.stderr.write(f"rlhf: unknown command {command!r}{hint} Commands: {', '.join([*COMMANDS, PLAN])}\n")
+        sys.stderr.write(
+            f"rlhf: unknown command {command!r}{hint} Commands: {', '.join([*COMMANDS, PLAN])}\n"
+        )
         sys.exit(2)
     from rlhf.cli.application import run
     from rlhf.distributed import runtime

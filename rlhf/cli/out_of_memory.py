@@ -30,7 +30,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """What it says, without the advice that follows."""
     text = str(error).strip().partition("\n")[0]
-    return text.partition(CPU_ALLOCATOR)[1] + text.partition(CPU_ALLOCATOR)[2] if CPU_ALLOCATOR in text else text
+    return (
+        text.partition(CPU_ALLOCATOR)[1] + text.partition(CPU_ALLOCATOR)[2] if CPU_ALLOCATOR in text else text
+    )
 
 
 def memory_table(name: str, raw: DictConfig, runtime: Runtime) -> str:

@@ -14,7 +14,7 @@ from rlhf import config
 from rlhf.cli.application import INPUT_ERRORS
 from rlhf.cli.composition import compose
 from rlhf.cli.explanation import explained
-from rlhf.config import SFT, Generate, Preference, Reward, RL
+from rlhf.config import RL, SFT, Generate, Preference, Reward
 from rlhf.planning.memory_plan import MemoryPlan
 from rlhf.planning.offline import preference, reward, sft
 from rlhf.planning.online import rl
@@ -69,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rlhf plan",
         usage="rlhf plan [--ranks N] [--device cpu|cuda] COMMAND key=value …",
-        description="The memory that rlhf COMMAND key=value … will take on each rank, term by term: nothing is "
-        "run, no weights are read, no GPU is needed.",
+        description="The memory that rlhf COMMAND key=value … will take on each rank, term by term; "
+        "nothing is run, no weights are read, no GPU is needed.",
     )
     here = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--ranks", type=_ranks, default=1, help="processes that it will be launched with")

@@ -36,7 +36,7 @@ class HeadSizes:
 
     @property
     def _narrow(self) -> int:
-        """Bytes of a gradient of a logit in the weight's dtype, beside its product; 0 where it takes its place."""
+        """Bytes of a gradient of a logit in the weight's dtype, beside its product; else 0."""
         return self.dtype.itemsize if self.dtype != wide(self.dtype) else 0
 
     def measuring(self) -> int:
@@ -69,9 +69,7 @@ class HeadSizes:
     def sweep_rows(self) -> int:
         """Rows of a chunk; see `rlhf.kernels.tiles.sweep_rows`."""
         itemsize = wide(self.dtype).itemsize
-        held = (
-            GPU_TILE if self.on_gpu else max(CPU_SWEEP_BYTES // itemsize, CPU_SWEEP_ROWS * self.columns)
-        )
+        held = GPU_TILE if self.on_gpu else max(CPU_SWEEP_BYTES // itemsize, CPU_SWEEP_ROWS * self.columns)
         if self._narrow and self.rows <= self.width and not self.on_gpu:
             held = self.rows * self.columns
         count = -(-self.rows // max(held // self.columns, 1))

@@ -88,11 +88,11 @@ class MemoryPlan:
         """A row a term, a column a phase, and their sums."""
         names = list(dict.fromkeys(term.name for phase in self.phases for term in phase.terms))
         unit, label, digits = (GB, "GB", 2) if self.peak >= 10 * GB else (10**6, "MB", 1)
-        rows = [[name, *(_of(phase, name) for phase in self.phases)] for name in names]
+        rows: list[list[str | int]] = [[name, *(_of(phase, name) for phase in self.phases)] for name in names]
         rows += self._sums()
         cells = [
-            [str(row[0]), *(f"{value / unit:,.{digits}f}" if value else "" for value in row[1:])]
-            for row in rows
+            [str(name), *(f"{int(size) / unit:,.{digits}f}" if size else "" for size in sizes)]
+            for name, *sizes in rows
         ]
         head = f"rlhf {self.command}: memory of each of {self.ranks} ranks, {label}" if self.ranks > 1 else ""
         head = head or f"rlhf {self.command}: memory, {label}"

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rlhf.batch import LabelledBatch
 from rlhf.config import SFT, Preference, Reward
 from rlhf.data.loaded import ComparisonSet, LabelledSet, PreferenceSet, SupervisedSet
 from rlhf.data.sources import read_rows
 from rlhf.data.tokenizers import load_tokenizer, train_bpe
+from rlhf.models.actor import Actor
 from rlhf.models.shapes import actor_shape, scalar_shape
 from rlhf.models.sources import Pretrained
 from rlhf.planning.memory_plan import MemoryPlan, Term
 from rlhf.planning.passes import Texts, comparison_bytes, logprobs, states, swept_loss, values
-from rlhf.planning.roles import Frozen, Machine, Trained, forward_bytes
+from rlhf.planning.roles import AnyTrained, Frozen, Machine, Trained, forward_bytes
 from rlhf.planning.rows import Fullest, filler_pairs, filler_texts, fullest, loaded, sequences
 from rlhf.planning.updates import Loss, add_loading, add_update, add_writing, rehearsed
 from rlhf.trainers.feedback import stack
@@ -95,7 +97,7 @@ def preference(config: Preference, plan: MemoryPlan, machine: Machine) -> None:
     )
     found = _fullest(config, data, machine)
     batch = data.batch(torch.tensor(found.rows))
-    both = batch.text if isinstance(data, LabelledSet) else stack(batch.chosen, batch.rejected)
+    both = batch.text if isinstance(batch, LabelledBatch) else stack(batch.chosen, batch.rejected)
     texts = sequences(both.trimmed())
     if config.loss.needs_reference:
         _add_reference(config, plan, machine, texts)
@@ -108,10 +110,10 @@ def _add_training(  # noqa: PLR0917
     config: SFT | Reward | Preference,
     plan: MemoryPlan,
     machine: Machine,
-    model: Trained,
+    model: AnyTrained,
     loss: Loss,
     found: Fullest,
-    others: Sequence[Frozen] = (),
+    others: Sequence[Frozen[Actor]] = (),
 ) -> None:
     """Reading, learning and writing of one model."""
     always = [*model.always(), *(term for other in others for term in other.always())]
@@ -121,9 +123,7 @@ def _add_training(  # noqa: PLR0917
 
 
 def _fullest(config: SFT | Reward | Preference, data: Data, machine: Machine) -> Fullest:
-    cut = Cut.shared(
-        config.micro_batch_size, config.micro_batch_tokens, machine.ranks, packed=config.packed
-    )
+    cut = Cut.shared(config.micro_batch_size, config.micro_batch_tokens, machine.ranks, packed=config.packed)
     return fullest(
         len(data),
         data.sizes,
@@ -138,8 +138,8 @@ def _fullest(config: SFT | Reward | Preference, data: Data, machine: Machine) ->
 def _note(plan: MemoryPlan, texts: Texts, found: Fullest) -> None:
     passes = f"{found.passes} passes" if found.passes > 1 else "one pass"
     plan.notes.append(
-        f"the fullest pass of the first steps: {texts.count} tokens of {len(texts.tokens)} texts, in a step of "
-        f"{passes}"
+        f"the fullest pass of the first steps: {texts.count} tokens of {len(texts.tokens)} texts, "
+        f"in a step of {passes}"
     )
 
 
@@ -148,7 +148,7 @@ def _feedback(config: Preference, tokenizer: PreTrainedTokenizerBase) -> Prefere
     return config.data.load_pairs(tokenizer) if reads_pairs else config.data.load_labelled(tokenizer)
 
 
-def _logprobs(actor: object, texts: Texts, *, on_gpu: bool) -> Tensor:
+def _logprobs(actor: Actor, texts: Texts, *, on_gpu: bool) -> Tensor:
     return logprobs(actor, texts, on_gpu=on_gpu)[0]
 
 
@@ -161,7 +161,7 @@ def _add_reference(config: Preference, plan: MemoryPlan, machine: Machine, texts
     plan.add("reference", reference.always(), reference.forward(), [forward])
 
 
-def _anchor(config: SFT, tokenizer: PreTrainedTokenizerBase | None, machine: Machine) -> list[Frozen]:
+def _anchor(config: SFT, tokenizer: PreTrainedTokenizerBase | None, machine: Machine) -> list[Frozen[Actor]]:
     """The reference of ``kl_coef``, where it is a model of its own."""
     path = config.reference.path
     if config.kl_coef == 0 or (path is None and config.lora is not None):
@@ -170,7 +170,7 @@ def _anchor(config: SFT, tokenizer: PreTrainedTokenizerBase | None, machine: Mac
     return [Frozen("reference", actor_shape(source, tokenizer, packed=config.packed), config.engine, machine)]
 
 
-def _anchored(others: Sequence[Frozen], columns: int, texts: Texts, machine: Machine) -> list[Term]:
+def _anchored(others: Sequence[Frozen[Actor]], columns: int, texts: Texts, machine: Machine) -> list[Term]:
     """What the comparison with the reference holds beside the policy's pass."""
     held = comparison_bytes(texts.scored, columns, on_gpu=machine.on_gpu)
     for other in others:

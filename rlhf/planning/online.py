@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlhf.config import RL
 from rlhf.data.tokenizers import load_tokenizer
+from rlhf.models.actor import Actor
 from rlhf.models.lora import without_adapters
 from rlhf.models.scalar import ScalarModel
 from rlhf.models.shapes import actor_shape, scalar_shape
@@ -20,7 +21,7 @@ from rlhf.ops.logprobs import exact_kl
 from rlhf.planning.held import Held
 from rlhf.planning.memory_plan import MemoryPlan, Term
 from rlhf.planning.passes import Texts, logprobs, swept_loss, values
-from rlhf.planning.roles import Frozen, Machine, Trained
+from rlhf.planning.roles import AnyFrozen, AnyTrained, Frozen, Machine, Trained
 from rlhf.planning.rows import Rollouts, filler_prompts, loaded
 from rlhf.planning.sampling import first_rows, reward_models, sampling_terms, scoring_terms
 from rlhf.planning.updates import Loss, add_loading, add_update, add_writing, forget, rehearsed
@@ -32,27 +33,27 @@ from rlhf.trainers.micro_batches import Cut, exact_div
 class Cast:
     """The models of a run."""
 
-    actor: Trained
-    critic: Trained | None
-    reference: Frozen | None
+    actor: Trained[Actor]
+    critic: Trained[ScalarModel] | None
+    reference: Frozen[Actor] | None
     """A model of its own; None where there is none, or where it is the actor with its adapters off."""
-    rewards: list[Frozen]
+    rewards: list[AnyFrozen]
     copies: list[Term]
     """Of the actor: what stage 3 samples from, an average of the weights."""
 
     @property
-    def learners(self) -> list[Trained]:
+    def learners(self) -> list[AnyTrained]:
         """Models with an optimiser."""
         return [self.actor] if self.critic is None else [self.actor, self.critic]
 
     @property
-    def fixed(self) -> list[Frozen]:
+    def fixed(self) -> list[AnyFrozen]:
         """Models without one."""
         return [*self.rewards, *([] if self.reference is None else [self.reference])]
 
     def always(self) -> list[Term]:
         """What all of them hold between passes."""
-        models = (*self.learners, *self.fixed)
+        models: list[AnyTrained | AnyFrozen] = [*self.learners, *self.fixed]
         return [*(term for model in models for term in model.always()), *self.copies]
 
 
@@ -68,8 +69,8 @@ def rl(config: RL, plan: MemoryPlan, machine: Machine) -> None:
     add_writing(plan, always, cast.learners)
     texts = measured.texts
     plan.notes.append(
-        f"the fullest pass of the first rollouts: {texts.count} tokens of {len(texts.tokens)} responses, each of "
-        f"{rollouts.new_tokens} tokens, the most there can be"
+        f"the fullest pass of the first rollouts: {texts.count} tokens of {len(texts.tokens)} responses, "
+        f"each of {rollouts.new_tokens} tokens, the most there can be"
     )
 
 
@@ -118,7 +119,7 @@ def _cast(config: RL, machine: Machine) -> Cast:
     )
 
 
-def _critic(config: RL, machine: Machine) -> Trained | None:
+def _critic(config: RL, machine: Machine) -> Trained[ScalarModel] | None:
     if config.algorithm.value_loss is None:
         return None
     path, fresh_head = config.critic.path, False
@@ -137,7 +138,7 @@ def _critic(config: RL, machine: Machine) -> Trained | None:
     return Trained("critic", shape, config.critic.engine or config.engine, machine)
 
 
-def _reference(config: RL, machine: Machine) -> Frozen | None:
+def _reference(config: RL, machine: Machine) -> Frozen[Actor] | None:
     if not config.measure_kl or (config.reference is None and config.actor.lora is not None):
         return None
     source = config.actor.model if config.reference is None else Pretrained(path=config.reference)
@@ -186,7 +187,9 @@ class _Measured:
             config.micro_batch_size, config.micro_batch_tokens, machine.ranks, packed=config.packed
         )
         self.texts, whole = rollouts.fullest(cut, config.rollouts)
-        of_minibatch = exact_div(rollouts.rows, algorithm.minibatches, "rows per rank", "algorithm.minibatches")
+        of_minibatch = exact_div(
+            rollouts.rows, algorithm.minibatches, "rows per rank", "algorithm.minibatches"
+        )
         self._learnt, self._passes = rollouts.fullest(cut, config.rollouts, of_minibatch)
         self._with_reference = config.measure_kl
         self._with_kl = config.rollout.exact_kl and config.measure_kl
@@ -195,7 +198,9 @@ class _Measured:
     def gathered(self) -> list[Term]:
         """Whole weights of models that are split."""
         cast = self._cast
-        models = (*cast.learners, *([] if cast.reference is None else [cast.reference]))
+        models: list[AnyTrained | AnyFrozen] = [*cast.learners]
+        if cast.reference is not None:
+            models.append(cast.reference)
         return [term for model in models for term in model.forward()]
 
     def scoring(self) -> int:
@@ -219,10 +224,10 @@ class _Measured:
         if cast.critic is not None:
             del own[1:]
             with torch.no_grad():
-                values(_scalar(cast.critic), texts, on_gpu=self._on_gpu)
+                values(cast.critic.wrapper, texts, on_gpu=self._on_gpu)
         return tuple(own[:1])
 
-    def _logprobs(self, actor: object, texts: Texts, *, graph: bool) -> list[Tensor]:
+    def _logprobs(self, actor: Actor, texts: Texts, *, graph: bool) -> list[Tensor]:
         with torch.set_grad_enabled(graph):
             return list(logprobs(actor, texts, on_gpu=self._on_gpu, logits=self._with_kl))
 
@@ -231,7 +236,7 @@ class _Measured:
         losses: list[Loss] = [self._actor_loss]
         critic = self._cast.critic
         if critic is not None:
-            losses.append(lambda: values(_scalar(critic), self._learnt, on_gpu=self._on_gpu))
+            losses.append(lambda: values(critic.wrapper, self._learnt, on_gpu=self._on_gpu))
         return max(rehearsed(losses, self._cast.learners, self._passes), self._going_on(losses))
 
     def _going_on(self, losses: list[Callable[[], Tensor]]) -> int:
@@ -258,8 +263,3 @@ class _Measured:
         with torch.no_grad():
             theirs = logprobs(reference.wrapper, self._learnt, on_gpu=self._on_gpu, logits=True)
         return exact_kl(found[1], theirs[1], self._config.rollout.sampling.temperature).sum() + found[0].sum()
-
-
-def _scalar(model: Trained) -> ScalarModel:
-    assert isinstance(model.wrapper, ScalarModel)
-    return model.wrapper

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from rlhf.distributed.engine import cast_parameters
 from rlhf.distributed.engine_config import EngineConfig, ZeRO
 from rlhf.distributed.footprint import Footprint, footprint, inference_bytes
+from rlhf.models.actor import Actor
+from rlhf.models.scalar import ScalarModel
 from rlhf.planning.held import Held
 from rlhf.planning.memory_plan import Term
 from rlhf.planning.passes import Wrapper
@@ -29,15 +32,18 @@ class Machine:
         return self.device == "cuda"
 
 
-class Trained:
+W = TypeVar("W", Actor, ScalarModel)
+
+
+class Trained(Generic[W]):
     """A model in a training engine."""
 
-    def __init__(self, name: str, wrapper: Wrapper, engine: EngineConfig, machine: Machine) -> None:
+    def __init__(self, name: str, wrapper: W, engine: EngineConfig, machine: Machine) -> None:
         """Take the model, whose parameters get the engine's precision."""
         self.name, self.engine = name, engine
         self.loading = whole_bytes(wrapper)
         cast_parameters(wrapper, engine.dtype)
-        self.wrapper = wrapper.train()
+        self.wrapper: W = wrapper.train()
         self.footprint: Footprint = footprint(engine, wrapper, machine.ranks)
         self._offloads = machine.on_gpu and isinstance(engine, ZeRO) and engine.offload_optimizer
         self._lends = machine.on_gpu and isinstance(engine, ZeRO) and engine.offload_parameters
@@ -72,7 +78,7 @@ class Trained:
         return self.forward() if self._stage == 3 else [self.gradients(), self._buckets()]
 
     def stepping(self) -> list[Term]:
-        """Beside :meth:`always`, in a step: at stage 1 gradients have moved to the buckets, at 2 out of them."""
+        """Beside :meth:`always`, in a step; at stage 1 gradients have moved to the buckets."""
         step = self._term("step", self.footprint.step)
         moved = self._stage == 1 and self.footprint.buckets
         return [self._buckets() if moved else self.gradients(), step]
@@ -92,16 +98,16 @@ class Trained:
         return Term(owner=self.name, part=part, bytes=size, offloaded=offloaded)
 
 
-class Frozen:
+class Frozen(Generic[W]):
     """A model that is only run forward."""
 
-    def __init__(self, name: str, wrapper: Wrapper, engine: EngineConfig | None, machine: Machine) -> None:
+    def __init__(self, name: str, wrapper: W, engine: EngineConfig | None, machine: Machine) -> None:
         """Take the model; None leaves it whole, in float32."""
         self.name = name
         self.loading = whole_bytes(wrapper)
         if engine is not None:
             cast_parameters(wrapper, engine.dtype)
-        self.wrapper = wrapper.requires_grad_(False).eval()
+        self.wrapper: W = wrapper.requires_grad_(False).eval()
         self._bytes, self._gathered = (
             (self.loading, 0) if engine is None else inference_bytes(engine, wrapper, machine.ranks)
         )
@@ -115,6 +121,10 @@ class Frozen:
     def forward(self) -> list[Term]:
         """Beside that, in one."""
         return [Term(owner=self.name, part="gathered weights", bytes=self._gathered)]
+
+
+AnyTrained = Trained[Any]
+AnyFrozen = Frozen[Any]
 
 
 def whole_bytes(wrapper: Wrapper) -> int:

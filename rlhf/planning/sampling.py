@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -14,11 +14,12 @@ from rlhf.data.tokenizers import load_tokenizer
 from rlhf.distributed.engine_config import EngineConfig
 from rlhf.models.actor import Actor
 from rlhf.models.decode_cache import our_attention
+from rlhf.models.scalar import ScalarModel
 from rlhf.models.shapes import actor_shape, scalar_shape
 from rlhf.models.sources import Pretrained
 from rlhf.planning.memory_plan import MemoryPlan, Term
 from rlhf.planning.passes import Texts, logprobs, values
-from rlhf.planning.roles import Frozen, Machine, forward_bytes
+from rlhf.planning.roles import AnyFrozen, Frozen, Machine, forward_bytes
 from rlhf.planning.rows import Rollouts, filler_prompts, loaded
 from rlhf.planning.updates import add_loading
 from rlhf.rewards.sources import (
@@ -54,7 +55,12 @@ def generate(config: Generate, plan: MemoryPlan, machine: Machine) -> None:
     add_loading(plan, [actor, *rewards])
     plan.add("sample", always, sampling_terms(actor.wrapper, batch, config.decoding, machine))
     rollouts = Rollouts(
-        prompts=order, count=at_once, samples=drawn, new_tokens=config.decoding.max_new_tokens, seed=0, ranks=1
+        prompts=order,
+        count=at_once,
+        samples=drawn,
+        new_tokens=config.decoding.max_new_tokens,
+        seed=0,
+        ranks=1,
     )
     if rewards:
         texts = rollouts.texts(batch, range(min(config.micro_batch_size, len(batch))))
@@ -96,14 +102,15 @@ def sampling_terms(
 
 def reward_models(
     source: RewardSource, engine: EngineConfig | None, machine: Machine, *, packed: bool
-) -> list[Frozen]:
+) -> list[AnyFrozen]:
     """The models of a reward; functions, verifiers and endpoints have none here."""
     return [
-        Frozen(name, shape, engine, machine) for name, shape in _shapes(source, packed=packed, name="reward")
+        AnyFrozen(name, shape, engine, machine)
+        for name, shape in _shapes(source, packed=packed, name="reward")
     ]
 
 
-def _shapes(source: RewardSource, *, packed: bool, name: str) -> Iterator[tuple[str, object]]:
+def _shapes(source: RewardSource, *, packed: bool, name: str) -> Iterator[tuple[str, Actor | ScalarModel]]:
     if isinstance(source, RewardEnsemble | LowestOfEnsemble):
         for number, path in enumerate(source.paths, 1):
             yield from _shapes(RewardModel(path=path), packed=packed, name=f"{name} {number}")
@@ -117,11 +124,11 @@ def _shapes(source: RewardSource, *, packed: bool, name: str) -> Iterator[tuple[
         yield name, scalar_shape(Pretrained(path=source.path), None, fresh_head=False, packed=packed)
 
 
-def scoring_terms(models: list[Frozen], texts: Texts, machine: Machine) -> list[Term]:
+def scoring_terms(models: list[AnyFrozen], texts: Texts, machine: Machine) -> list[Term]:
     """One model after the other."""
     held = 0
     for model in models:
-        run = logprobs if isinstance(model.wrapper, Actor) else values
+        run: Callable[..., object] = logprobs if isinstance(model.wrapper, Actor) else values
         held = max(held, forward_bytes(partial(run, model.wrapper, texts, on_gpu=machine.on_gpu)))
     gathered = [term for model in models for term in model.forward()]
     return [*gathered, Term(owner="passes", part="activations, head", bytes=held)]

@@ -22,7 +22,11 @@ def module() -> nn.Module:
 
 CASES: dict[str, tuple[EngineConfig, int, dict[str, int]]] = {
     "plain": (Plain(), 2, {"weights": 4 * (N + F), "gradients": 4 * N, "moments": 8 * N}),
-    "zero 0": (ZeRO(stage=0), 2, {"weights": 4 * (N + F), "gradients": 4 * N, "moments": 8 * N, "step": 4 * N}),
+    "zero 0": (
+        ZeRO(stage=0),
+        2,
+        {"weights": 4 * (N + F), "gradients": 4 * N, "moments": 8 * N, "step": 4 * N},
+    ),
     "zero 1": (
         ZeRO(stage=1),
         2,
@@ -90,7 +94,17 @@ CASES: dict[str, tuple[EngineConfig, int, dict[str, int]]] = {
 def test_bytes_of_a_trained_module(name: str) -> None:
     engine, ranks, expected = CASES[name]
     found = footprint(engine, module(), ranks)
-    terms = ("weights", "master_weights", "moments", "gradients", "sums", "offload", "buckets", "gathered", "step")
+    terms = (
+        "weights",
+        "master_weights",
+        "moments",
+        "gradients",
+        "sums",
+        "offload",
+        "buckets",
+        "gathered",
+        "step",
+    )
     assert {term: getattr(found, term) for term in terms if getattr(found, term)} == expected
 
 

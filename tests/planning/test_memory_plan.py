@@ -37,10 +37,20 @@ def test_beside_a_gpu_what_is_offloaded_and_loaded_lies_in_host_memory() -> None
     assert (plan.peak, plan.fullest.name) == (150_500_000, "update")
     assert plan.host_peak == 200_000_000
     sums = [line.split() for line in plan.table().splitlines() if line.startswith(("on the", "in host"))]
-    assert sums == [["on", "the", "GPU", "150.5", "100.0"], ["in", "host", "memory", "100.0", "200.0", "200.0"]]
+    assert sums == [
+        ["on", "the", "GPU", "150.5", "100.0"],
+        ["in", "host", "memory", "100.0", "200.0", "200.0"],
+    ]
     assert plan.table().endswith("peak: 150 MB on each rank, in update, and 200 MB in host memory\n")
 
 
 def test_sizes_for_people() -> None:
     sizes = [0, 999, 1500, 2_500_000, 81_234_000_000, 1_234_000_000_000]
-    assert [readable(size) for size in sizes] == ["0 bytes", "999 bytes", "1.5 kB", "2.5 MB", "81.2 GB", "1,234 GB"]
+    assert [readable(size) for size in sizes] == [
+        "0 bytes",
+        "999 bytes",
+        "1.5 kB",
+        "2.5 MB",
+        "81.2 GB",
+        "1,234 GB",
+    ]
