@@ -33,7 +33,7 @@ def run(wanted: Sequence[str]) -> int:
         return 2
     facts = provenance(["python -m benchmarks.memory", *sys.argv[1:]], torch.device("cpu"))
     failed = 0
-    for line in command_lines(make_models(Path("build/memory/models").resolve())):
+    for line in command_lines(make_models(Path("build/memory/models"))):
         if wanted and line.name not in wanted:
             continue
         found = measured(line)
@@ -90,18 +90,22 @@ def _run(line: CommandLine, folder: Path) -> str | None:
     return None
 
 
+def newest(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The last measurement of each command line."""
+    return list({line["name"]: line for line in lines}.values())
+
+
 def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
-    """A row a command line, the newest measurement of each."""
-    newest = {line["name"]: line for line in lines}
+    """A row a command line."""
     rows = [
         "| command line | plan, MB | tensors, MB | plan ÷ tensors | resident, MB | plan ÷ resident |",
         "|---|---|---|---|---|---|",
     ]
-    for line in newest.values():
+    for line in newest(lines):
         numbers = [line[key] / 1e6 for key in ("planned", "tensors", "resident")]
         rows.append(
             f"| {line['name']} | {numbers[0]:.0f} ({line['phase']}) | {numbers[1]:.0f} | "
-            f"{numbers[0] / numbers[1]:.3f} | {numbers[2]:.0f} | {numbers[0] / numbers[2]:.3f} |"
+            f"{numbers[0] / numbers[1]:.2f} | {numbers[2]:.0f} | {numbers[0] / numbers[2]:.2f} |"
         )
     return "\n".join(rows) + "\n"
 

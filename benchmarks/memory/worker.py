@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory.worker FILE
 
-FILE names a JSON object with ``command``, ``small`` and ``full``; beside it each rank
-leaves ``held_RANK.json``. The first run loads the libraries and starts what stays: threads, caches, DeepSpeed.
+FILE names a JSON object with ``command``, ``small`` and ``full``; beside it each rank leaves
+``held_RANK.json``. The first run loads the libraries and starts what stays: threads, caches, DeepSpeed.
 """
 
 from __future__ import annotations

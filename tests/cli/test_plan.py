@@ -1,4 +1,4 @@
-"""``rlhf plan``: the table of a command line, what it refuses, and what a job that ran out of memory shows."""
+"""``rlhf plan``: its table, what it refuses, and what a job that ran out of memory shows."""
 
 from __future__ import annotations
 
