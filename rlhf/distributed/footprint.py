@@ -92,7 +92,7 @@ def _stage_1(zero: ZeRO, elements: Elements, ranks: int) -> Footprint:
         return _stage_1_bfloat16(zero, elements, ranks)
     n, size = elements.trained, zero.dtype.itemsize
     share = -(-n // ranks)
-    bucket = FLOAT * bucket_elements(elements.all)
+    bucket = FLOAT * bucket_elements(n)
     return Footprint(
         weights=size * elements.all,
         master_weights=FLOAT * share,
@@ -128,7 +128,7 @@ def _stage_2(zero: ZeRO, elements: Elements, ranks: int) -> Footprint:
         moments=2 * FLOAT * share,
         gradients=0 if zero.offload_optimizer else FLOAT * share,
         offload=_offload(zero, elements, share),
-        buckets=size * bucket_elements(elements.all),
+        buckets=size * bucket_elements(n),
         step=0 if zero.offload_optimizer else FLOAT * share,
         start=size * n,
     )
@@ -144,7 +144,7 @@ def _stage_3(zero: ZeRO, elements: Elements, ranks: int) -> Footprint:
         gradients=0,
         sums=FLOAT * share,
         offload=FLOAT * share if zero.offload_optimizer else 0,
-        buckets=size * bucket_elements(elements.all),
+        buckets=size * bucket_elements(n),
         gathered=size * _gathered(elements),
         step=0 if zero.offload_optimizer else FLOAT * share,
         start=size * elements.all,

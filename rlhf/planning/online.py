@@ -162,10 +162,9 @@ def _add_sampling(config: RL, plan: MemoryPlan, machine: Machine, cast: Cast, ro
         texts = first_rows(rollouts, prompts, rows)
         plan.add("score", always, scoring_terms(cast.rewards, texts, machine))
     if config.test_prompts.path is not None:
-        tokenizer = load_tokenizer(config.actor.model.folder)
         test = loaded(
             config.test_prompts,
-            lambda: config.test_prompts.load(tokenizer),
+            lambda: config.test_prompts.load(load_tokenizer(config.actor.model.folder)),
             lambda: filler_prompts(config.test_prompts),
             plan.notes,
         )

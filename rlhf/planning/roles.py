@@ -60,7 +60,7 @@ class Trained(Generic[W]):
     def always(self) -> list[Term]:
         """Between steps, from the first one on."""
         own = self.footprint
-        terms = [
+        terms: list[Term] = [
             self._term("weights", own.weights, offloaded=self._lends),
             self._term("master weights", own.master_weights, offloaded=self._offloads),
             self._term("moments", own.moments, offloaded=self._offloads),

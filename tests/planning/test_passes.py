@@ -15,6 +15,7 @@ from rlhf.models.actor import Actor
 from rlhf.models.lora import LoRA
 from rlhf.models.scalar import ScalarModel
 from rlhf.models.shapes import META, NAME
+from rlhf.ops.logprobs import exact_kl
 from rlhf.planning.held import Held
 from rlhf.planning.passes import Texts, Wrapper, logprobs, swept_loss, values
 
@@ -125,6 +126,28 @@ def test_a_pass_of_adapters(what: str, texts: Texts) -> None:
     real, shape = both("tied", wrapper, packed=True, lora=LoRA(rank=4))
     expected = held(lambda: real_pass(real, texts), real, 2)
     assert held(lambda: planned_pass(shape, texts), shape, 2) == pytest.approx(expected, rel=0.03)
+
+
+@needs_compiler
+def test_logits_of_two_models_and_their_kl(texts: Texts) -> None:
+    """The (B, T, V) logits of both are there at once."""
+    real, shape = both("untied", Actor, packed=True)
+
+    def measured() -> Tensor:
+        first, second = (real(texts.tokens, texts.real, 10, full=True).logits for _ in range(2))
+        return exact_kl(first, second)
+
+    def planned() -> Tensor:
+        first, second = (logprobs(shape, texts, on_gpu=False, logits=True)[1] for _ in range(2))
+        return exact_kl(first, second)
+
+    found = []
+    for run in (measured, planned):
+        with torch.no_grad(), Held() as counted:
+            run()
+        found.append(counted.peak)
+    assert found[0] > 4 * 4 * ROWS * (LENGTH - 10) * VOCABULARY
+    assert found[1] == pytest.approx(found[0], rel=0.03)
 
 
 @needs_compiler
