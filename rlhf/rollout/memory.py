@@ -89,6 +89,10 @@ class Plan:
             return min(rows, self.different) * self.shared + max(decoding, self.prompts)
         return max(decoding, rows * self._always + self.prompts)
 
+    def kept(self, rows: int) -> int:
+        """Of :meth:`bytes`, what is there all the time: of captured steps also between rollouts."""
+        return rows * self._always + min(rows, self.different) * self.shared
+
     @property
     def _always(self) -> int:
         return self.row + (self.drawn if self.captured else 0)
