@@ -29,10 +29,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def first_line(error: BaseException) -> str:
     """What it says, without the advice that follows."""
-    text = str(error).strip().partition("\n")[0]
-    return (
-        text.partition(CPU_ALLOCATOR)[1] + text.partition(CPU_ALLOCATOR)[2] if CPU_ALLOCATOR in text else text
-    )
+    text = str(error).strip().partition("\n")[0] or type(error).__name__
+    return text[max(text.find(CPU_ALLOCATOR), 0) :]
 
 
 def memory_table(name: str, raw: DictConfig, runtime: Runtime) -> str:

@@ -17,6 +17,7 @@ from rlhf.models.lora import without_adapters
 from rlhf.models.scalar import ScalarModel
 from rlhf.models.shapes import actor_shape, scalar_shape
 from rlhf.models.sources import Pretrained
+from rlhf.models.static_cache import repeats
 from rlhf.ops.logprobs import exact_kl
 from rlhf.planning.held import Held
 from rlhf.planning.memory_plan import MemoryPlan, Term
@@ -60,9 +61,8 @@ class Cast:
 def rl(config: RL, plan: MemoryPlan, machine: Machine) -> None:
     """A rollout's sampling, scoring and updates."""
     cast, rollouts = _cast(config, machine), _rollouts(config, plan, machine)
-    always = cast.always()
     add_loading(plan, [cast.actor, *cast.fixed, *cast.learners[1:]], cast.copies)
-    _add_sampling(config, plan, machine, cast, rollouts)
+    always = _add_sampling(config, plan, machine, cast, rollouts)
     measured = _Measured(config, machine, cast, rollouts)
     plan.add("logprobs", always, measured.gathered(), [_passes(measured.scoring())])
     add_update(plan, always, cast.learners, measured.updating())
@@ -146,8 +146,14 @@ def _reference(config: RL, machine: Machine) -> Frozen[Actor] | None:
     return Frozen("reference", actor_shape(source, None, packed=config.packed), engine, machine)
 
 
-def _add_sampling(config: RL, plan: MemoryPlan, machine: Machine, cast: Cast, rollouts: Rollouts) -> None:
-    """The responses of a rollout and their scores; those of an evaluation are sampled all at once."""
+def _add_sampling(
+    config: RL, plan: MemoryPlan, machine: Machine, cast: Cast, rollouts: Rollouts
+) -> list[Term]:
+    """The responses of a rollout and their scores; those of an evaluation are sampled all at once.
+
+    Returns:
+        What is held from then on: a GPU, whose steps are captured, keeps the caches.
+    """
     always, prompts = cast.always(), rollouts.longest_prompts(config.rollouts)
     sample = partial(
         sampling_terms,
@@ -156,7 +162,10 @@ def _add_sampling(config: RL, plan: MemoryPlan, machine: Machine, cast: Cast, ro
         machine=machine,
         memory_gib=config.rollout.memory_gib,
     )
-    plan.add("sample", always, sample(prompts))
+    cache, rest = sample(prompts)
+    plan.add("sample", always, [cache, rest])
+    if machine.on_gpu and repeats(cast.actor.wrapper.model):
+        always = [*always, cache]
     rows = exact_div(config.micro_batch_size, machine.ranks, "micro_batch_size", "ranks")
     if cast.rewards:
         texts = first_rows(rollouts, prompts, rows)
@@ -168,8 +177,9 @@ def _add_sampling(config: RL, plan: MemoryPlan, machine: Machine, cast: Cast, ro
             lambda: filler_prompts(config.test_prompts),
             plan.notes,
         )
-        plan.add("evaluation", always, sample(test.batch(torch.arange(len(test) // machine.ranks))))
+        plan.add("evaluation", cast.always(), sample(test.batch(torch.arange(len(test) // machine.ranks))))
     cast.actor.wrapper.train()
+    return always
 
 
 def _passes(size: int) -> Term:

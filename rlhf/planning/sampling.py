@@ -17,6 +17,7 @@ from rlhf.models.decode_cache import our_attention
 from rlhf.models.scalar import ScalarModel
 from rlhf.models.shapes import actor_shape, scalar_shape
 from rlhf.models.sources import Pretrained
+from rlhf.models.static_cache import repeats
 from rlhf.planning.memory_plan import MemoryPlan, Term
 from rlhf.planning.passes import Texts, logprobs, values
 from rlhf.planning.roles import AnyFrozen, Frozen, Machine, forward_bytes
@@ -31,6 +32,7 @@ from rlhf.rewards.sources import (
     RewardSource,
 )
 from rlhf.rollout.decoding import Decoding
+from rlhf.rollout.graphs import Graphs
 from rlhf.rollout.memory import Plan
 from rlhf.trainers.micro_batches import Cut
 
@@ -79,21 +81,24 @@ def sampling_terms(
     *,
     memory_gib: float | None = None,
 ) -> list[Term]:
-    """Keys, values and logits of rows that are decoded together (`rlhf.rollout.memory`)."""
+    """Of rows that are decoded together (`rlhf.rollout.memory`): what is there all the time, and the rest."""
+    captured = machine.on_gpu and repeats(actor.model)
     columns = int(prompts.mask.sum(1).max()) + decoding.max_new_tokens
+    if captured:
+        columns = Graphs().columns(actor, columns)
     with torch.no_grad(), our_attention(actor.eval().model):
         found = Plan.of(
             actor,
             prompts,
             decoding,
             columns,
-            captured=machine.on_gpu,
+            captured=captured,
             device=torch.device(machine.device),
         )
     rows = len(prompts)
     if memory_gib is not None:
         rows = min(rows, found.rows_within(max(int(memory_gib * 2**30), 1)))
-    kept = found.row * rows + found.shared * min(rows, found.different)
+    kept = found.kept(rows)
     return [
         Term(owner="sampling", part="keys, values", bytes=kept),
         Term(owner="sampling", part="logits, prompts", bytes=found.bytes(rows) - kept),
