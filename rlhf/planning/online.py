@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -14,53 +13,22 @@ from rlhf.config import RL
 from rlhf.data.tokenizers import load_tokenizer
 from rlhf.models.actor import Actor
 from rlhf.models.lora import without_adapters
-from rlhf.models.scalar import ScalarModel
-from rlhf.models.shapes import actor_shape, scalar_shape
-from rlhf.models.sources import Pretrained
 from rlhf.models.static_cache import repeats
 from rlhf.ops.logprobs import exact_kl
+from rlhf.planning.cast import Cast, cast_of
 from rlhf.planning.held import Held
 from rlhf.planning.memory_plan import MemoryPlan, Term
 from rlhf.planning.passes import Texts, logprobs, swept_loss, values
-from rlhf.planning.roles import AnyFrozen, AnyTrained, Frozen, Machine, Trained
+from rlhf.planning.roles import AnyFrozen, AnyTrained, Machine
 from rlhf.planning.rows import Rollouts, filler_prompts, loaded
-from rlhf.planning.sampling import first_rows, reward_models, sampling_terms, scoring_terms
+from rlhf.planning.sampling import first_rows, sampling_terms, scoring_terms
 from rlhf.planning.updates import Loss, add_loading, add_update, add_writing, forget, rehearsed
-from rlhf.rewards.sources import RewardModel
 from rlhf.trainers.micro_batches import Cut, exact_div
-
-
-@dataclass(kw_only=True, slots=True)
-class Cast:
-    """The models of a run."""
-
-    actor: Trained[Actor]
-    critic: Trained[ScalarModel] | None
-    reference: Frozen[Actor] | None
-    """A model of its own; None where there is none, or where it is the actor with its adapters off."""
-    rewards: list[AnyFrozen]
-    copies: list[Term]
-    """Of the actor: what stage 3 samples from, an average of the weights."""
-
-    @property
-    def learners(self) -> list[AnyTrained]:
-        """Models with an optimiser."""
-        return [self.actor] if self.critic is None else [self.actor, self.critic]
-
-    @property
-    def fixed(self) -> list[AnyFrozen]:
-        """Models without one."""
-        return [*self.rewards, *([] if self.reference is None else [self.reference])]
-
-    def always(self) -> list[Term]:
-        """What all of them hold between passes."""
-        models: list[AnyTrained | AnyFrozen] = [*self.learners, *self.fixed]
-        return [*(term for model in models for term in model.always()), *self.copies]
 
 
 def rl(config: RL, plan: MemoryPlan, machine: Machine) -> None:
     """A rollout's sampling, scoring and updates."""
-    cast, rollouts = _cast(config, machine), _rollouts(config, plan, machine)
+    cast, rollouts = cast_of(config, machine), _rollouts(config, plan, machine)
     add_loading(plan, [cast.actor, *cast.fixed, *cast.learners[1:]], cast.copies)
     always = _add_sampling(config, plan, machine, cast, rollouts)
     measured = _Measured(config, machine, cast, rollouts)
@@ -90,60 +58,6 @@ def _rollouts(config: RL, plan: MemoryPlan, machine: Machine) -> Rollouts:
         seed=config.seed,
         ranks=machine.ranks,
     )
-
-
-def _cast(config: RL, machine: Machine) -> Cast:
-    shape = actor_shape(
-        config.actor.model,
-        None,
-        gradient_checkpointing=config.actor.gradient_checkpointing,
-        packed=config.packed,
-        lora=config.actor.lora,
-    )
-    whole = sum(parameter.numel() for parameter in shape.parameters())
-    actor = Trained("actor", shape, config.engine, machine)
-    copies = []
-    if config.engine.splits_parameters:
-        copies.append(
-            Term(owner="actor", part="copy to sample from", bytes=whole * config.engine.dtype.itemsize)
-        )
-    if config.actor.ema_decay is not None:
-        copies.append(Term(owner="actor", part="average of the weights", bytes=4 * whole))
-    inference = config.inference_engine or config.engine
-    return Cast(
-        actor=actor,
-        critic=_critic(config, machine),
-        reference=_reference(config, machine),
-        rewards=reward_models(config.reward, inference, machine, packed=config.packed),
-        copies=copies,
-    )
-
-
-def _critic(config: RL, machine: Machine) -> Trained[ScalarModel] | None:
-    if config.algorithm.value_loss is None:
-        return None
-    path, fresh_head = config.critic.path, False
-    if path is None and isinstance(config.reward, RewardModel):
-        path = config.reward.path
-    elif path is None:
-        path, fresh_head = config.actor.model.path, True
-    shape = scalar_shape(
-        Pretrained(path=path),
-        None,
-        fresh_head=fresh_head,
-        gradient_checkpointing=config.critic.gradient_checkpointing,
-        packed=config.packed,
-        lora=config.critic.lora,
-    )
-    return Trained("critic", shape, config.critic.engine or config.engine, machine)
-
-
-def _reference(config: RL, machine: Machine) -> Frozen[Actor] | None:
-    if not config.measure_kl or (config.reference is None and config.actor.lora is not None):
-        return None
-    source = config.actor.model if config.reference is None else Pretrained(path=config.reference)
-    engine = config.inference_engine or config.engine
-    return Frozen("reference", actor_shape(source, None, packed=config.packed), engine, machine)
 
 
 def _add_sampling(

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from rlhf.cli.out_of_memory import first_line, is_out_of_memory
 from rlhf.cli.plan import PLANNED, plan, planned
 from rlhf.planning.memory_plan import MemoryPlan
 from rlhf.planning.roles import Machine
@@ -149,6 +151,16 @@ def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> No
         plan(["rank"])
     assert leaving.value.code == 2
     assert "rank" in capsys.readouterr().err
+
+
+def test_only_a_failed_allocation_is_out_of_memory() -> None:
+    cpu = (
+        "[enforce fail at alloc_cpu.cpp:128] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
+    )
+    assert is_out_of_memory(RuntimeError(cpu))
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 …"))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert first_line(RuntimeError(cpu)).startswith("DefaultCPUAllocator: can't")
 
 
 def test_a_job_that_ran_out_of_memory_shows_its_plan(rlhf: Any, sft_arguments: list[str]) -> None:
