@@ -148,7 +148,7 @@ def test_layers_have_no_cycle() -> None:
 
 @pytest.mark.parametrize("package", CONFINED)
 def test_package_stays_in_its_layers(package: str) -> None:
-    """What only a type checker reads is allowed to the commands and their plans, which hand tokenizers about."""
+    """What only a type checker reads is allowed to commands and their plans, which hand tokenizers about."""
     wrong = (
         found
         for found in IMPORTS
