@@ -25,11 +25,12 @@ from benchmarks.cases.models import (
 )
 from benchmarks.cases.rows import FIRST
 from benchmarks.contest import Contender, Verdict, contest
-from benchmarks.measure import Held, peak_extra, timed
+from benchmarks.measure import peak_extra, timed
 from benchmarks.results import Line, at_least, at_most
 from rlhf.batch import PromptBatch
 from rlhf.models.actor import Actor
 from rlhf.models.decode_cache import our_attention
+from rlhf.planning.held import Held
 from rlhf.rollout.decoding import Greedy, Sampling
 from rlhf.rollout.graphs import Graphs
 from rlhf.rollout.noise import row_noise

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rlhf import config
 from rlhf.cli.explanation import explained
 from rlhf.cli.help import describe
+from rlhf.cli.out_of_memory import OutOfMemory, first_line, is_out_of_memory, memory_table
 from rlhf.distributed import runtime
 from rlhf.recipes.process import StageEnded
 from rlhf.trainers.loop import Interrupted
@@ -98,6 +99,9 @@ def _run_job(name: str, command: Command, raw: DictConfig, environment: dict[str
         raise
     except BaseException as error:
         runtime.abandon(f"{type(error).__name__}: {error}")
+        if is_out_of_memory(error):
+            traceback.clear_frames(error.__traceback__)  # what they hold is what is lacking
+            raise OutOfMemory(first_line(error), memory_table(name, raw, place.runtime)) from None
         raise
     runtime.stop()
 
@@ -114,6 +118,10 @@ def _reported(
     except StageEnded as end:
         _say(name, str(end))
         return end.status
+    except OutOfMemory as full:
+        _say(name, str(full))
+        sys.stderr.write(full.table)
+        return 1
     except INPUT_ERRORS as error:
         if wants_traceback:
             traceback.print_exc()

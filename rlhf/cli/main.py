@@ -25,6 +25,10 @@ COMMANDS = {
 }
 
 
+PLAN = "plan"
+"""``rlhf plan COMMAND …`` is no Hydra application: it reads the configuration of another command."""
+
+
 def main() -> None:
     """Run the command that the arguments name."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported, hence here
@@ -38,12 +42,18 @@ def main() -> None:
 
         sys.stdout.write(f"rlhf {version('rlhf')}\n")
         sys.exit(0)
+    if command == PLAN:
+        from rlhf.cli.plan import plan
+
+        sys.exit(plan(rest))
     if command not in COMMANDS:
         from difflib import get_close_matches
 
-        close = get_close_matches(command, COMMANDS, n=1)
+        close = get_close_matches(command, [*COMMANDS, PLAN], n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        sys.stderr.write(f"rlhf: unknown command {command!r}{hint} Commands: {', '.join(COMMANDS)}\n")
+        sys.stderr.write(
+            f"rlhf: unknown command {command!r}{hint} Commands: {', '.join([*COMMANDS, PLAN])}\n"
+        )
         sys.exit(2)
     from rlhf.cli.application import run
     from rlhf.distributed import runtime
@@ -55,7 +65,8 @@ def main() -> None:
 
 def usage() -> str:
     """What there is to run."""
-    lines = [f"  rlhf {name:<10} {meaning}" for name, meaning in COMMANDS.items()]
+    meanings = COMMANDS | {PLAN: "the memory that rlhf COMMAND … will take, before it is run"}
+    lines = [f"  rlhf {name:<10} {meaning}" for name, meaning in meanings.items()]
     return (
         "usage: rlhf COMMAND key=value …\n\n"
         + "\n".join(lines)

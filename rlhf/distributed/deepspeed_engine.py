@@ -196,12 +196,17 @@ def _require_libaio() -> None:
         )
 
 
+def bucket_elements(trained: int) -> int:
+    """Gradients that are reduced at a time: DeepSpeed's own number, but no more than the model has."""
+    return min(500_000_000, max(trained, 1))
+
+
 def _settings(module: nn.Module, zero: ZeRO, *, trains: bool) -> dict[str, Any]:
     """DeepSpeed's configuration."""
-    elements = sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
+    trained = sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters() if p.requires_grad)
     sharding: dict[str, Any] = {
         "stage": zero.stage,
-        "reduce_bucket_size": min(500_000_000, max(elements, 1)),  # its buffer is no larger than the model
+        "reduce_bucket_size": bucket_elements(trained),
         "stage3_param_persistence_threshold": zero.persistence_threshold,
     }
     where: dict[str, Any] = {"device": "cpu"}

@@ -274,5 +274,6 @@ def stepped(model: Any, tokens: Tensor, cache: DecodeCache) -> Tensor:
 
 def token_bytes(model: Any) -> int:
     """What one token takes in the cache over all layers, seen by running one; inside `our_attention`."""
-    one = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
+    device = next(model.parameters()).device
+    one = torch.zeros(1, 1, dtype=torch.int64, device="cpu" if device.type == "meta" else device)
     return prefilled(model, one, torch.ones_like(one, dtype=torch.bool), room=0)[1].bytes

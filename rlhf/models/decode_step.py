@@ -50,7 +50,8 @@ class DecodeStep:
 def decode_step(model: Any, columns: int) -> DecodeStep | None:
     """The compiled step of a model, for rows of up to ``columns`` tokens; None where there is none."""
     kind, weight = type(model).__name__, model.get_input_embeddings().weight
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or kind not in ROTATED | LEARNT:
+    on_cpu = weight.device.type in ("cpu", "meta")  # without numbers: what it would take can be asked
+    if not on_cpu or weight.dtype != torch.float32 or kind not in ROTATED | LEARNT:
         return None
     if any(p.dtype != torch.float32 for p in model.parameters()) or not has_step():
         return None
@@ -63,7 +64,7 @@ def _rotated(model: Any, columns: int) -> DecodeStep | None:
     rotation = getattr(inner.rotary_emb, "rope_type", "default")
     if not isinstance(rotation, str) or rotation not in ROTATIONS or config.hidden_act not in ACTIVATIONS:
         return None
-    places = torch.arange(columns).unsqueeze(0)
+    places = torch.arange(columns, device=inner.embed_tokens.weight.device).unsqueeze(0)
     cosines, sines = (part[0].contiguous() for part in inner.rotary_emb(inner.embed_tokens.weight, places))
     first = inner.layers[0].self_attn
     if cosines.shape[1] != first.head_dim or cosines.dtype != torch.float32:

@@ -87,10 +87,11 @@ class Packed:
             model: after :func:`pack`.
             others: keywords for its attention.
         """
+        tokens = self.tokens.to(model.device)
         output = model.base_model(
-            input_ids=self.tokens,
-            attention_mask=None,
-            position_ids=self.positions,
+            input_ids=tokens,
+            attention_mask=tokens.new_ones(1, 1, 1, 1, dtype=torch.bool),  # four dimensions: a made mask
+            position_ids=self.positions.to(model.device),
             use_cache=False,
             packed_rows=self.rows,
             **others,
@@ -150,7 +151,7 @@ def attention(
         query: (1, heads, N, D); (B, heads, L, D) where rows are padded.
         key: (1, key heads, N, D).
         value: (1, key heads, N, D).
-        attention_mask: None where rows are packed.
+        attention_mask: not read where rows are packed.
         packed_rows: where rows end; None where they are padded, or one token each.
         decode_cache: takes the states of packed prompts; with one token a row, what it attends to.
         scaling: factor of the products.
@@ -247,7 +248,7 @@ def _in_one_kernel(
 
 
 def _mask(*sizes: Any, attention_mask: Tensor | None = None, **others: Any) -> Tensor | None:
-    """No (N, N) mask is built for packed rows, which alone come without a mask."""
+    """No (N, N) mask is built where none is given."""
     if attention_mask is None:
         return None
     mask: Tensor | None = sdpa_mask(*sizes, attention_mask=attention_mask, **others)

@@ -83,16 +83,48 @@ def read_classifier(path: str, tokenizer: PreTrainedTokenizerBase, dtype: torch.
         _expect_same_tokens(path, tokenizer)
         return with_adapter(_classifier_for(adapters.base, tokenizer, dtype), model_folder(path))
     config = _read_config(path)
-    if not _classifies(config):
-        architecture = (config.architectures or ["unknown"])[0]
-        raise ValueError(
-            f"{path} is no reward model: its architecture is {architecture}, "
-            "needed is a …ForSequenceClassification with one label"
-        )
+    _expect_classifier(path, config)
     if config.num_labels != 1:
         raise ValueError(f"{path} is no reward model: it has {config.num_labels} labels, needed is 1")
     _expect_same_tokens(path, tokenizer)
     return _read_weights(path, AutoModelForSequenceClassification, config, dtype)
+
+
+def empty_causal_lm(path: str) -> Any:
+    """The folder's causal language model from its configuration alone, on the default device; see `META`.
+
+    Raises:
+        FileNotFoundError: nothing is found under the path.
+        ValueError: it is no causal language model.
+    """
+    if (adapters := adapters_in(model_folder(path))) is not None:
+        return empty_causal_lm(adapters.base)
+    config = _read_config(path)
+    if _classifies(config):
+        raise ValueError(f"{path} is no language model: its architecture is {config.architectures[0]}")
+    return _empty(path, AutoModelForCausalLM, config)
+
+
+def empty_classifier(path: str) -> Any:
+    """The folder's reward model, or what its adapters were trained on, from its configuration alone.
+
+    Raises:
+        FileNotFoundError: nothing is found under the path.
+        ValueError: it is no reward model.
+    """
+    if (adapters := adapters_in(model_folder(path))) is not None:
+        return classifier_over(empty_causal_lm(adapters.base), adapters.base)
+    config = _read_config(path)
+    _expect_classifier(path, config)
+    return _empty(path, AutoModelForSequenceClassification, config)
+
+
+def _empty(path: str, auto: Any, config: Any) -> Any:
+    try:
+        with quiet():
+            return auto.from_config(config, dtype=torch.float32)
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"{path} cannot be built: {_first_line(error)}") from None
 
 
 def _classifier_for(base: str, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> Any:
@@ -129,6 +161,15 @@ def classifier_over(causal: Any, name: str) -> Any:
     )
     classifier.score = score
     return classifier
+
+
+def _expect_classifier(path: str, config: Any) -> None:
+    if not _classifies(config):
+        architecture = (config.architectures or ["unknown"])[0]
+        raise ValueError(
+            f"{path} is no reward model: its architecture is {architecture}, "
+            "needed is a …ForSequenceClassification with one label"
+        )
 
 
 def _classifies(config: Any) -> bool:

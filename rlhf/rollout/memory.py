@@ -5,6 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 
+import torch
+
 from rlhf.batch import PromptBatch
 from rlhf.models.actor import Actor
 from rlhf.models.decode_cache import pass_tokens, runs, token_bytes
@@ -42,16 +44,26 @@ class Plan:
 
     @classmethod
     def of(
-        cls, actor: Actor, prompts: PromptBatch, decoding: Decoding, columns: int, *, captured: bool
+        cls,
+        actor: Actor,
+        prompts: PromptBatch,
+        decoding: Decoding,
+        columns: int,
+        *,
+        captured: bool,
+        device: torch.device | None = None,
     ) -> Plan:
-        """For rows of ``columns`` tokens at most; the model is in eval mode, inside `our_attention`."""
+        """For rows of ``columns`` tokens at most; the model is in eval mode, inside `our_attention`.
+
+        A ``device`` is named where it is not the prompts': for a model without numbers.
+        """
         token, lengths = token_bytes(actor.model), prompts.mask.sum(1)
         first, longest = runs(prompts.tokens, prompts.mask), int(lengths.max())
-        device = prompts.tokens.device
+        device = prompts.tokens.device if device is None else device
         once = min(int(lengths[first].sum()), max(pass_tokens(device), longest))
         logit = max(logit_bytes(actor.head), decoding.logit_bytes(device))
         drawn, passes = logit * actor.vocabulary, once * prompt_bytes(actor.model)
-        step = None if captured else decode_step(actor.model, columns)
+        step = None if device.type != "cpu" else decode_step(actor.model, columns)
         if step is not None:
             return cls(
                 row=token * (columns - longest),
@@ -76,6 +88,10 @@ class Plan:
         if self.shared:  # rows get their own caches after the last pass over prompts
             return min(rows, self.different) * self.shared + max(decoding, self.prompts)
         return max(decoding, rows * self._always + self.prompts)
+
+    def kept(self, rows: int) -> int:
+        """Of :meth:`bytes`, what is there all the time: of captured steps also between rollouts."""
+        return rows * self._always + min(rows, self.different) * self.shared
 
     @property
     def _always(self) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.cli.main import COMMANDS, main
+from rlhf.cli.main import COMMANDS, PLAN, main
 
 
 def status_of(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
@@ -28,6 +28,7 @@ def test_usage_names_every_command(
     assert printed.startswith("usage: rlhf COMMAND")
     for name, meaning in COMMANDS.items():
         assert any(name in line.split() and meaning in line for line in printed.splitlines())
+    assert f"  rlhf {PLAN} " in printed
 
 
 def test_every_module_of_a_command_is_listed() -> None:

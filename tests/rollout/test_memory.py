@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from benchmarks.measure import Held
 from rlhf.batch import PromptBatch
 from rlhf.kernels import drawing
 from rlhf.models import decode_cache
 from rlhf.models.actor import Actor
 from rlhf.models.decode_cache import our_attention
+from rlhf.planning.held import Held
 from rlhf.rollout import memory
 from rlhf.rollout.decoding import Decoding, Greedy, Sampling, Truncated
 from rlhf.rollout.graphs import Graphs
@@ -147,6 +147,8 @@ def test_the_most_rows_are_those_whose_plan_fits() -> None:
     assert [plan.rows_within(memory) for memory in (175, 274, 275, 389, 390, 1300)] == [1, 1, 2, 2, 3, 10]
     kept = replace(plan, captured=True)
     assert [kept.bytes(rows) for rows in (1, 2, 3)] == [185, 295, 420]
+    assert [plan.kept(2), kept.kept(2)] == [200, 220]
+    assert replace(plan, shared=40, different=3).kept(5) == 620
     assert [kept.rows_within(memory) for memory in (185, 294, 295, 419, 420, 1400)] == [1, 1, 2, 2, 3, 10]
     with pytest.raises(ValueError, match=r"decoding one row takes 175 bytes, and 174 are given"):
         plan.rows_within(174)

@@ -1,0 +1,1 @@
+"""What ``rlhf plan`` says of command lines, beside the most that they held."""

@@ -1,0 +1,1 @@
+"""What a command will hold in memory, computed from its configuration before it is run."""
