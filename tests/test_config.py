@@ -254,6 +254,7 @@ OUT_OF_RANGE = [
     ("sft", "engine.stage=4"),
     ("sft", "engine.clip=0"),
     ("sft", "engine=zero0 engine.precision=bfloat16"),
+    ("sft", "engine=zero3 engine.compile=true"),
     ("sft", "batch_size=0"),
     ("sft", "epochs=0"),
     ("sft", "micro_batch_size=-1"),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rlhf.distributed import named_state, runtime
 from rlhf.distributed.collectives import world_size
+from rlhf.distributed.compilation import passes
 from rlhf.distributed.engine import (
     LearningRates,
     cast_parameters,
@@ -49,6 +50,7 @@ class DeepSpeedEngine:
         self._steps = 0
         self._stage0_norm = 0.0
         self._faulty: str | None = None
+        self._passes = passes(module, name, compiled=zero.compile)
         if zero.stage == 0:
             optimizer.register_step_pre_hook(self._clip_unsharded)
         self._engine = _initialize(module, optimizer, zero)
@@ -60,13 +62,13 @@ class DeepSpeedEngine:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's forward."""
-        with WATCH.meeting(f"the {self.name}'s forward pass"):
+        with WATCH.meeting(f"the {self.name}'s forward pass"), self._passes:
             return self._engine(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
         """Add this rank's share of a sum. DeepSpeed averages over ranks, so multiply first."""
         require_graph(self.name, loss)
-        with WATCH.meeting(f"the reduction of the {self.name}'s gradients"):
+        with WATCH.meeting(f"the reduction of the {self.name}'s gradients"), self._passes:
             self._engine.backward(loss * world_size(), scale_wrt_gas=False)
 
     def step(self) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rlhf.distributed import named_state, runtime
 from rlhf.distributed.collectives import world_size
+from rlhf.distributed.compilation import passes
 from rlhf.distributed.gathering import full_state, whole_tensors
 from rlhf.distributed.named_state import Progress
 from rlhf.distributed.watch import WATCH
@@ -106,13 +107,20 @@ class TorchEngine:
     """Plain torch: every rank holds the whole module and optimizer; gradients are summed over ranks."""
 
     def __init__(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, *, name: str, clip: float | None
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        name: str,
+        clip: float | None,
+        compiled: bool = False,
     ) -> None:
         self.name = name
         self.module = module.to(runtime.device())
         self._optimizer = optimizer
         self._rates = LearningRates(optimizer)
         self._clip = clip
+        self._passes = passes(module, name, compiled=compiled)
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self._steps = 0
         if world_size() > 1:  # the ranks start from rank 0's weights, as under DeepSpeed
@@ -122,12 +130,14 @@ class TorchEngine:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's forward."""
-        return self.module(*args, **kwargs)
+        with self._passes:
+            return self.module(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
         """Add this rank's share of a sum."""
         require_graph(self.name, loss)
-        loss.backward()
+        with self._passes:  # gradient checkpointing runs layers again
+            loss.backward()
 
     def step(self) -> float:
         """Sum over ranks, clip, update; the norm before clipping."""

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from rlhf.distributed import runtime
+from rlhf.distributed.compilation import passes
 from rlhf.distributed.engine import Engine, TorchEngine, cast_parameters
 from rlhf.distributed.watch import WATCH
 
@@ -47,6 +48,9 @@ class EngineConfig(ABC):
 
     clip: float | None = 1.0
     """Largest global L2 norm of a step's gradient, over all ranks and micro-batches; null for no clipping."""
+
+    compile: bool = False
+    """Run the layers through torch.compile, but for the sampler; not at stage 3; needs a C++ compiler."""
 
     def __post_init__(self) -> None:
         if self.clip is not None and self.clip <= 0:
@@ -91,11 +95,13 @@ class Plain(EngineConfig):
 
     def train(self, module: nn.Module, optimizer: torch.optim.Optimizer, name: str) -> Engine:
         """A :class:`TorchEngine`."""
-        return TorchEngine(cast_parameters(module, torch.float32), optimizer, name=name, clip=self.clip)
+        whole = cast_parameters(module, torch.float32)
+        return TorchEngine(whole, optimizer, name=name, clip=self.clip, compiled=self.compile)
 
     def inference(self, module: nn.Module, name: str) -> Inference:
         """A :class:`Frozen` module."""
-        return Frozen(cast_parameters(module, torch.float32).to(runtime.device()))
+        whole = cast_parameters(module, torch.float32).to(runtime.device())
+        return Frozen(whole, name=name, compiled=self.compile)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -142,6 +148,11 @@ class ZeRO(EngineConfig):
                 f"ZeRO.nvme_path must be null where nothing is offloaded at stage 3, got {self.nvme_path}; "
                 "set offload_optimizer or offload_parameters"
             )
+        if self.compile and self.stage == 3:
+            raise ValueError(
+                "ZeRO.compile must be false at stage 3, got true: parameters are gathered within the layers, "
+                "which leaves nothing to compile; use stage 0, 1 or 2"
+            )
         if self.persistence_threshold < 0:
             raise ValueError(
                 f"ZeRO.persistence_threshold must be at least 0, got {self.persistence_threshold}"
@@ -166,7 +177,8 @@ class ZeRO(EngineConfig):
     def inference(self, module: nn.Module, name: str) -> Inference:
         """Split among the ranks at stage 3; below, a whole copy on every rank."""
         if self.stage < 3:
-            return Frozen(cast_parameters(module, self.precision.dtype).to(runtime.device()))
+            whole = cast_parameters(module, self.precision.dtype).to(runtime.device())
+            return Frozen(whole, name=name, compiled=self.compile)
         from rlhf.distributed.deepspeed_engine import sharded_module
 
         return Frozen(module, sharded_module(module, zero=self), name=name)
@@ -175,16 +187,25 @@ class ZeRO(EngineConfig):
 class Frozen:
     """A module in eval mode whose parameters take no gradient and whose forward builds no graph."""
 
-    def __init__(self, module: nn.Module, forward: nn.Module | None = None, *, name: str = "model") -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        forward: nn.Module | None = None,
+        *,
+        name: str = "model",
+        compiled: bool = False,
+    ) -> None:
         self.module = module.eval().requires_grad_(False)
         self._forward = module if forward is None else forward
         self._name = name
+        self._passes = passes(module, name, compiled=compiled)
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's forward."""
         if self._forward is self.module:
-            return self._forward(*args, **kwargs)
+            with self._passes:
+                return self._forward(*args, **kwargs)
         with WATCH.meeting(f"the {self._name}'s forward pass"):
             return self._forward(*args, **kwargs)
 

@@ -255,5 +255,6 @@ def _mask(*sizes: Any, attention_mask: Tensor | None = None, **others: Any) -> T
     return mask
 
 
-AttentionInterface.register(NAME, attention)
+# Outside of compiled graphs, of which there would be one for every table of lengths.
+AttentionInterface.register(NAME, torch.compiler.disable(attention))
 AttentionMaskInterface.register(NAME, _mask)

@@ -271,6 +271,7 @@ ELSEWHERE = {
     "gradient_checkpointing": "must not show: tests/invariance",
     "actor.gradient_checkpointing": "must not show: tests/invariance",
     "critic.gradient_checkpointing": "must not show: tests/invariance",
+    "engine.compile": "must not show: tests/distributed/test_compilation.py",
     "cadence.checkpoint_every": "tests/trainers/test_loop.py",
     "cadence.keep_checkpoints": "tests/trainers/test_loop.py",
     "lora": "of sft, whose model is random here: tests/cli/test_lora.py",
