@@ -102,11 +102,8 @@ def test_online_models_are_all_there(workspace: Any) -> None:
         if part(found, "sample", f"{name}: weights")
     ]
     assert weights == ["actor", "critic", "reward", "reference"]
-    alone = planned(
-        "rl",
-        [*lines(workspace)["rl"], "algorithm=reinforce_plus_plus", "algorithm/kl=none", "measure_kl=false"],
-        CPU,
-    )
+    less = ["algorithm=reinforce_plus_plus", "algorithm/kl=none", "measure_kl=false"]
+    alone = planned("rl", [*lines(workspace)["rl"], *less], CPU)
     owners = {term.owner for phase in alone.phases for term in phase.terms}
     assert owners & {"actor", "critic", "reward", "reference"} == {"actor", "reward"}
 
