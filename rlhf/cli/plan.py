@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,7 +37,10 @@ def plan(arguments: Sequence[str]) -> int:
     given = _parser().parse_intermixed_args(arguments)
     machine = Machine(ranks=given.ranks, device=given.device)
     try:
-        sys.stdout.write(planned(given.command, given.overrides, machine).table())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of transformers, to those who run models
+            found = planned(given.command, given.overrides, machine)
+        sys.stdout.write(found.table())
     except INPUT_ERRORS as error:
         sys.stderr.write(f"rlhf plan: {explained(given.command, error, given.overrides)}\n")
         return 1

@@ -114,7 +114,7 @@ def _stage_1_bfloat16(zero: ZeRO, elements: Elements, ranks: int) -> Footprint:
         moments=2 * FLOAT * share,
         gradients=size * n,
         sums=FLOAT * n,
-        step=FLOAT * n if ranks > 1 else 0,
+        step=FLOAT * n,
         start=size * n,
     )
 

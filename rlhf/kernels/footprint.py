@@ -1,4 +1,7 @@
-"""What the head holds beside its inputs and gradients, from the tiles that its kernels go by."""
+"""What the head holds beside its inputs and gradients, from the tiles that its kernels go by.
+
+Where a CPU has no compiled products torch holds a few tiles more, of `rlhf.kernels.tiles.CPU_TILE` each.
+"""
 
 from __future__ import annotations
 

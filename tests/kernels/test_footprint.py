@@ -1,4 +1,4 @@
-"""What the head says that it holds is what its kernels are seen to hold."""
+"""What the head says that it holds is what its compiled kernels are seen to hold."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf.kernels import cpu_head, footprint
 from rlhf.kernels.cpu_products import multiplies
 from rlhf.kernels.footprint import HeadSizes
 from rlhf.kernels.linear_logprobs import linear_logprobs
@@ -32,19 +31,15 @@ def peak(run: Callable[[], Any]) -> int:
     return held.peak
 
 
-@pytest.fixture(params=[True, False], ids=["C++", "torch"])
-def fused(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    if not request.param:
-        monkeypatch.setattr(cpu_head, "has_head", lambda projection: False)
-        monkeypatch.setattr(footprint, "multiplies", lambda narrow: False)
-    elif not (multiplies(False) and multiplies(True)):
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    if not multiplies(request.param == torch.bfloat16):
         pytest.skip("no compiler, or a CPU without the products")
     return request.param
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_backward_of_two_passes(shape: tuple[int, int, int], dtype: torch.dtype, fused: bool) -> None:
+def test_the_backward_of_two_passes(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     hidden, weight, targets = head(*shape, dtype)
     rows, columns, width = shape
     sizes = HeadSizes(rows=rows, columns=columns, width=width, dtype=dtype)
@@ -55,9 +50,8 @@ def test_the_backward_of_two_passes(shape: tuple[int, int, int], dtype: torch.dt
     assert held - gradients == pytest.approx(sizes.differentiating(), rel=0.05, abs=numbers + hidden.nbytes)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_one_sweep(shape: tuple[int, int, int], dtype: torch.dtype, fused: bool) -> None:
+def test_the_one_sweep(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     hidden, weight, targets = head(*shape, dtype)
     rows, columns, width = shape
     sizes = HeadSizes(rows=rows, columns=columns, width=width, dtype=dtype)
@@ -67,10 +61,10 @@ def test_the_one_sweep(shape: tuple[int, int, int], dtype: torch.dtype, fused: b
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_without_a_gradient(shape: tuple[int, int, int], fused: bool) -> None:
-    hidden, weight, targets = head(*shape, torch.float32)
+def test_without_a_gradient(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    hidden, weight, targets = head(*shape, dtype)
     rows, columns, width = shape
-    sizes = HeadSizes(rows=rows, columns=columns, width=width, dtype=torch.float32)
+    sizes = HeadSizes(rows=rows, columns=columns, width=width, dtype=dtype)
     with torch.no_grad():
         held = peak(lambda: linear_logprobs(hidden, weight, targets))
     assert held == pytest.approx(sizes.measuring(), rel=0.05, abs=24 * rows * 4)
