@@ -113,7 +113,11 @@ def pack(model: Any) -> None:
             f"{kind} has layers of {sorted(others)[0]}, which rows end to end would mix; set packed=false"
         )
     if given == "sdpa":
-        model.set_attn_implementation(NAME)
+        for part in (
+            model,
+            model.base_model,
+        ):  # which transformers 5.17 leaves out where it has a config of its own
+            part.set_attn_implementation(NAME)
     if model.config._attn_implementation != NAME:
         raise ValueError(f"{kind} has {given} attention, rows end to end need sdpa; set packed=false")
 
