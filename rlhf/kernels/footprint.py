@@ -51,13 +51,15 @@ class HeadSizes:
 
     def differentiating(self) -> int:
         """Bytes of the backward's tile, and of the wide sum of a block of dW over several tiles of rows."""
-        height = max(min(self.rows, GPU_ROWS if self.on_gpu else CPU_ROWS), 1)
         most = GPU_TILE if self.on_gpu else CPU_BLOCK if self.fused else CPU_TILE
-        columns = min(max(most // height, 1), self.columns)
-        columns = -(-self.columns // -(-self.columns // columns))  # blocks are nearly equal
+        height = max(min(self.rows, GPU_ROWS if self.on_gpu else CPU_ROWS), 1)
+        parts = -(-self.rows // height)
+        blocks = -(-self.columns // max(most // height, 1))
+        rows, columns = -(-self.rows // max(parts, 1)), -(-self.columns // blocks)
         logit = self.dtype.itemsize if self.fused else wide(self.dtype).itemsize + self._narrow
-        several = columns * self.width * wide(self.dtype).itemsize if self.rows > height else 0
-        return height * columns * logit + several
+        several = columns * self.width * wide(self.dtype).itemsize if parts > 1 else 0
+        grows = self.columns % blocks or self.rows % max(parts, 1)  # a larger buffer beside the last one
+        return (rows * columns * logit + several) * (2 if grows else 1)
 
     def sweeping(self) -> int:
         """Bytes of a chunk of rows of the one-sweep head (`rlhf.kernels.linear_token_loss`)."""
