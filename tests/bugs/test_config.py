@@ -281,19 +281,20 @@ STAND_INS = {
 
 
 def launched() -> list[tuple[str, list[str]]]:
-    """(script, words) of every command of ours in the launch scripts, ``$1`` standing for each stage."""
+    """(script, words) of every command of ours in the launch scripts, also behind ``stage NAME TITLE``."""
     found = []
     for script in sorted((ROOT / "launch").iterdir()):
         text = script.read_text(encoding="utf-8").replace("\\\n", " ")
-        stages = re.findall(r"^stage (\w+) ", text, re.MULTILINE)
-        for line in re.findall(r"^\s*(?:exec )?((?:deepspeed|rlhf|torchrun) .*)$", text, re.MULTILINE):
-            for stage in stages if "$1" in line else [""]:
-                words = shlex.split(line, comments=True)
-                if not line.endswith('rlhf "$@"'):  # further overrides, not the command
-                    words = [word for word in words if word not in ("$@", "${@:3}")]
-                for name, value in {"$1": stage, **STAND_INS}.items():
-                    words = [word.replace(name, value) for word in words]
-                found.append((script.name, words))
+        for launcher in re.findall(r"^launcher=\((.*)\)$", text, re.MULTILINE):
+            text = text.replace('"${launcher[@]}"', launcher)
+        command = r'^\s*(?:exec |stage \w+ "[^"]*"\s+)?((?:deepspeed|rlhf|torchrun) .*)$'
+        for line in re.findall(command, text, re.MULTILINE):
+            words = shlex.split(line, comments=True)
+            if not line.endswith('rlhf "$@"'):  # further overrides, not the command
+                words = [word for word in words if word != "$@"]
+            for name, value in STAND_INS.items():
+                words = [word.replace(name, value) for word in words]
+            found.append((script.name, words))
     return found
 
 

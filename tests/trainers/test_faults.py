@@ -38,6 +38,8 @@ def skipping(trainer: Any) -> Any:
     trainer.faults = Faults(NonFinite.skip)
     if hasattr(trainer, "collector"):
         trainer.collector.faults = trainer.faults
+    if hasattr(trainer, "updater"):
+        trainer.updater.faults = trainer.faults
     return trainer
 
 
