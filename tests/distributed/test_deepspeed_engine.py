@@ -116,6 +116,7 @@ def run_stage(stage: int, folder: Path, **options: Any) -> dict[str, Any]:
     refresh(copy, engine.module)
     found["copy"] = copy.state_dict()
     resumed = engine_of(stage, **options)
+    resumed.module.scale.zero_()
     resumed.load(folder)
     found["resumed_lr"] = resumed.lr
     found["resumed_norms"] = train(resumed, range(2, 4))
