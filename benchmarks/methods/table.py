@@ -49,6 +49,11 @@ def cell(own: Lines, key: str) -> str:
     return f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 
+def mean_of(own: Lines, key: str) -> tuple[float, float]:
+    """Over seeds, and its standard error."""
+    return mean_and_error([line[key] for line in own])
+
+
 def frontier(lines: Lines, picture: Path) -> None:
     """Score against KL, a point a policy, with standard errors both ways."""
     import matplotlib
@@ -57,12 +62,11 @@ def frontier(lines: Lines, picture: Path) -> None:
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(8, 5), constrained_layout=True)
-    for name, own in ranked(lines):
-        (score, score_error), (kl, kl_error) = (
-            mean_and_error([line[key] for line in own]) for key in ("score", "kl")
-        )
+    points = [(mean_of(own, "kl"), mean_of(own, "score"), name) for name, own in ranked(lines)]
+    for number, ((kl, kl_error), (score, score_error), name) in enumerate(sorted(points)):
         axis.errorbar(kl, score, yerr=score_error, xerr=kl_error, fmt="o", markersize=4)
-        axis.annotate(name, (kl, score), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        beside = (5, -11 if number % 2 else 4)  # neighbours on either side of their points
+        axis.annotate(name, (kl, score), xytext=beside, textcoords="offset points", fontsize=8)
     axis.set_xlabel("KL to the supervised model, nats a response")
     axis.set_ylabel("score of the reward model")
     figure.savefig(picture, dpi=110)
