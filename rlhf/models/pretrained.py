@@ -43,7 +43,7 @@ def model_folder(path: str) -> str:
     if path == smollm2.NAME:
         return smollm2.smollm2_folder()
     parts = Path(path).parts
-    hub_name = len(parts) <= 2 and not path.startswith(("/", ".", "~"))
+    hub_name = len(parts) <= 2 and not path.startswith(("/", ".", "~", "runs/"))
     if not hub_name or (len(parts) == 2 and Path(path).parent.exists()):
         raise FileNotFoundError(f"{path} does not exist: no such run or model folder")
     return path

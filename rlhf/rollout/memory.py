@@ -63,7 +63,7 @@ class Plan:
         once = min(int(lengths[first].sum()), max(pass_tokens(device), longest))
         logit = max(logit_bytes(actor.head), decoding.logit_bytes(device))
         drawn, passes = logit * actor.vocabulary, once * prompt_bytes(actor.model)
-        step = None if device.type != "cpu" else decode_step(actor.model, columns)
+        step = None if captured or device.type != "cpu" else decode_step(actor.model, columns)
         if step is not None:
             return cls(
                 row=token * (columns - longest),

@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -66,7 +65,7 @@ def kept(path: Path) -> list[str]:
 
 
 def stop(number: int = signal.SIGTERM) -> Callable[[], None]:
-    return lambda: os.kill(os.getpid(), number)
+    return lambda: signal.raise_signal(number)
 
 
 def test_every_step_is_logged_and_the_model_exported(tmp_path: Path) -> None:
