@@ -130,8 +130,12 @@ def test_a_second_signal_acts_at_once(tmp_path: Path) -> None:
         stop(signal.SIGINT)()
         stop(signal.SIGINT)()
 
-    with pytest.raises(KeyboardInterrupt):
-        run(Counting(9, {2: twice}), folder_of(tmp_path), Cadence(), resume=False)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for background jobs
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(Counting(9, {2: twice}), folder_of(tmp_path), Cadence(), resume=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert [row["step"] for row in lines(tmp_path)] == [1]
 
 
