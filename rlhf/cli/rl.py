@@ -26,8 +26,6 @@ from rlhf.distributed.engine_config import Inference
 from rlhf.distributed.runtime import Runtime
 from rlhf.models.actor import Actor
 from rlhf.models.loading import expect_same_vocabulary, load_actor, load_scalar_model
-from rlhf.models.sources import Pretrained
-from rlhf.rewards.sources import RewardModel
 from rlhf.seeding import generator
 from rlhf.trainers.collection import Sizes
 from rlhf.trainers.micro_batches import Cut, exact_div
@@ -106,9 +104,9 @@ def _reference(
     config: RL, actor: Actor, tokenizer: PreTrainedTokenizerBase, text: Longest
 ) -> Inference | None:
     """The frozen policy that the KL is measured to; None without a KL, or where the actor has it inside."""
-    if not config.measure_kl or (config.reference is None and config.actor.lora is not None):
+    source = config.reference_start
+    if source is None:
         return None
-    source = config.actor.model if config.reference is None else Pretrained(path=config.reference)
     reference = load_actor(
         source, tokenizer, generator=generator(config.seed, "weights"), packed=config.packed
     )
@@ -145,15 +143,11 @@ def _average(config: RL, actor: Actor) -> WeightAverage[Actor] | None:
 
 def _critic(config: RL, actor: Actor, tokenizer: PreTrainedTokenizerBase, text: Longest) -> Engine | None:
     """The value model, started from a reward model: trunk and head (numerics D34)."""
-    if config.algorithm.value_loss is None:
+    if config.critic_start is None:
         return None
-    path, fresh_head = config.critic.path, False
-    if path is None and isinstance(config.reward, RewardModel):
-        path = config.reward.path
-    elif path is None:
-        path, fresh_head = config.actor.model.path, True
+    source, fresh_head = config.critic_start
     critic = load_scalar_model(
-        Pretrained(path=path),
+        source,
         tokenizer,
         generator=generator(config.seed, "critic"),
         fresh_head=fresh_head,

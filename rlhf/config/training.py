@@ -17,7 +17,7 @@ from rlhf.distributed.engine_config import EngineConfig
 from rlhf.models.lora import LoRA, SavedLoRA
 from rlhf.models.readouts import LastToken, Readout
 from rlhf.models.sources import ModelSource, Pretrained
-from rlhf.rewards.sources import RewardSource
+from rlhf.rewards.sources import RewardModel, RewardSource
 from rlhf.rollout.decoding import Sampling
 from rlhf.trainers.faults import NonFinite
 from rlhf.trainers.loop import Cadence
@@ -349,6 +349,26 @@ class RL(Job):
             )
         self._expect_reference()
         self._expect_pretraining()
+
+    @property
+    def critic_start(self) -> tuple[Pretrained, bool] | None:
+        """What the critic starts from, and whether its head is new; None without a critic (numerics D34)."""
+        if self.algorithm.value_loss is None:
+            return None
+        if self.critic.path is not None:
+            return Pretrained(path=self.critic.path), False
+        if isinstance(self.reward, RewardModel):
+            return Pretrained(path=self.reward.path), False
+        return Pretrained(path=self.actor.model.path), True
+
+    @property
+    def reference_start(self) -> ModelSource | None:
+        """The reference that is a model of its own; None for none, or the actor with its adapters off."""
+        if not self.measure_kl:
+            return None
+        if self.reference is not None:
+            return Pretrained(path=self.reference)
+        return self.actor.model if self.actor.lora is None else None
 
     def _expect_reference(self) -> None:
         """Refuse a KL to nothing, and a reference for nothing."""

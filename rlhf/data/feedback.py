@@ -19,12 +19,11 @@ from rlhf.data.rows import (
     SupervisedRow,
     both_sides,
     labelled_row,
-    preference_row,
 )
-from rlhf.data.sets import decided, finish, pad_id_of, pair_set, within_limit
+from rlhf.data.sets import decided, finish, pad_id_of, pair_set, within_limit, won_pair
 from rlhf.data.sources import Row
 from rlhf.data.stored import StoredRows, expect_at_least
-from rlhf.data.verdicts import response_fields, winning_sides
+from rlhf.data.verdicts import response_fields
 
 log = logging.getLogger(__name__)
 
@@ -83,14 +82,10 @@ class FeedbackData(StoredRows):
         )
 
     def _pair(self, row: Row) -> PreferenceRow | None:
-        sides = winning_sides(row, self.chosen_field, self.rejected_field)
-        if sides is None:
-            return None
-        return preference_row(
+        return won_pair(
             row,
             prompt_field=self.prompt_field,
-            chosen_field=sides[0],
-            rejected_field=sides[1],
+            sides=(self.chosen_field, self.rejected_field),
             as_chat=self.as_chat,
         )
 

@@ -99,14 +99,10 @@ class PreferenceData(StoredRows):
         )
 
     def _parse(self, row: Row) -> PreferenceRow | None:
-        sides = winning_sides(row, self.chosen_field, self.rejected_field)
-        if sides is None:
-            return None
-        return preference_row(
+        return won_pair(
             row,
             prompt_field=self.prompt_field,
-            chosen_field=sides[0],
-            rejected_field=sides[1],
+            sides=(self.chosen_field, self.rejected_field),
             margin_field=self.margin_field,
             as_chat=self.as_chat,
         )
@@ -151,6 +147,27 @@ class PromptData(StoredRows):
 
     def _parse(self, row: Row) -> PromptRow:
         return prompt_row(row, prompt_field=self.prompt_field, as_chat=self.as_chat)
+
+
+def won_pair(
+    row: Row, *, prompt_field: str, sides: tuple[str, str], margin_field: str = "margin", as_chat: bool
+) -> PreferenceRow | None:
+    """The row's pair, by its fields or as an answered query; None where neither response has won.
+
+    Raises:
+        ValueError: see `rlhf.data.rows.preference_row` and `rlhf.data.verdicts.winning_sides`.
+    """
+    found = winning_sides(row, *sides)
+    if found is None:
+        return None
+    return preference_row(
+        row,
+        prompt_field=prompt_field,
+        chosen_field=found[0],
+        rejected_field=found[1],
+        margin_field=margin_field,
+        as_chat=as_chat,
+    )
 
 
 def pair_set(

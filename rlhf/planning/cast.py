@@ -8,11 +8,9 @@ from rlhf.config import RL
 from rlhf.models.actor import Actor
 from rlhf.models.scalar import ScalarModel
 from rlhf.models.shapes import actor_shape, scalar_shape
-from rlhf.models.sources import Pretrained
 from rlhf.planning.memory_plan import Term
 from rlhf.planning.roles import AnyFrozen, AnyTrained, Frozen, Machine, Trained
 from rlhf.planning.sampling import reward_models
-from rlhf.rewards.sources import RewardModel
 
 
 @dataclass(kw_only=True, slots=True)
@@ -72,15 +70,11 @@ def cast_of(config: RL, machine: Machine) -> Cast:
 
 
 def _critic(config: RL, machine: Machine) -> Trained[ScalarModel] | None:
-    if config.algorithm.value_loss is None:
+    if config.critic_start is None:
         return None
-    path, fresh_head = config.critic.path, False
-    if path is None and isinstance(config.reward, RewardModel):
-        path = config.reward.path
-    elif path is None:
-        path, fresh_head = config.actor.model.path, True
+    source, fresh_head = config.critic_start
     shape = scalar_shape(
-        Pretrained(path=path),
+        source,
         None,
         fresh_head=fresh_head,
         gradient_checkpointing=config.critic.gradient_checkpointing,
@@ -91,8 +85,8 @@ def _critic(config: RL, machine: Machine) -> Trained[ScalarModel] | None:
 
 
 def _reference(config: RL, machine: Machine) -> Frozen[Actor] | None:
-    if not config.measure_kl or (config.reference is None and config.actor.lora is not None):
+    source = config.reference_start
+    if source is None:
         return None
-    source = config.actor.model if config.reference is None else Pretrained(path=config.reference)
     engine = config.inference_engine or config.engine
     return Frozen("reference", actor_shape(source, None, packed=config.packed), engine, machine)

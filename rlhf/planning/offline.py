@@ -40,13 +40,7 @@ def sft(config: SFT, plan: MemoryPlan, machine: Machine) -> None:
         lambda: filler_texts(config.data.max_length),
         plan.notes,
     )
-    shape = actor_shape(
-        config.model,
-        tokenizer,
-        gradient_checkpointing=config.gradient_checkpointing,
-        packed=config.packed,
-        lora=config.lora,
-    )
+    shape = _actor(config, tokenizer)
     found = _fullest(config, data, machine)
     texts = sequences(data.batch(torch.tensor(found.rows)).trimmed())
     loss = partial(swept_loss, shape, texts, on_gpu=machine.on_gpu)
@@ -88,13 +82,7 @@ def preference(config: Preference, plan: MemoryPlan, machine: Machine) -> None:
         lambda: filler_pairs(config.data.max_length),
         plan.notes,
     )
-    shape = actor_shape(
-        config.model,
-        None,
-        gradient_checkpointing=config.gradient_checkpointing,
-        packed=config.packed,
-        lora=config.lora,
-    )
+    shape = _actor(config, None)
     found = _fullest(config, data, machine)
     batch = data.batch(torch.tensor(found.rows))
     both = batch.text if isinstance(batch, LabelledBatch) else stack(batch.chosen, batch.rejected)
@@ -104,6 +92,16 @@ def preference(config: Preference, plan: MemoryPlan, machine: Machine) -> None:
     loss = partial(_logprobs, shape, texts, on_gpu=machine.on_gpu)
     _add_training(config, plan, machine, Trained("actor", shape, config.engine, machine), loss, found)
     _note(plan, texts, found)
+
+
+def _actor(config: SFT | Preference, tokenizer: PreTrainedTokenizerBase | None) -> Actor:
+    return actor_shape(
+        config.model,
+        tokenizer,
+        gradient_checkpointing=config.gradient_checkpointing,
+        packed=config.packed,
+        lora=config.lora,
+    )
 
 
 def _add_training(  # noqa: PLR0917

@@ -29,6 +29,12 @@ class Models:
     average: WeightAverage[Actor] | None = None
     """Of the actor; what is evaluated where there is one."""
 
+    def learn(self) -> None:
+        """Put actor and critic in train() mode, where activations are recomputed; dropout is 0."""
+        for engine in (self.actor, self.critic):
+            if engine is not None:
+                engine.module.train()
+
 
 @dataclass(kw_only=True, slots=True)
 class State:

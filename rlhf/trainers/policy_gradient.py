@@ -71,18 +71,13 @@ class PolicyGradientTrainer:
         non_finite: NonFinite = NonFinite.stop,
     ) -> None:
         self.models, self.algorithm, self.train, self.test = models, algorithm, train, test
-        self.schedule, self.pretraining = schedule, pretraining
-        self.total, self.seed, self.runtime, self.export = total, seed, runtime, export
-        ranks = runtime.world_size
-        exact_div(sizes.prompts, ranks, "rollout.prompts", "ranks")
-        rows = exact_div(sizes.prompts * sizes.samples, ranks, "rollout.prompts × rollout.samples", "ranks")
-        exact_div(rows, algorithm.minibatches, "rows per rank", "algorithm.minibatches")
+        self.schedule, self.total, self.seed = schedule, total, seed
+        self.runtime, self.export = runtime, export
+        _expect_equal_shares(sizes, algorithm, test, runtime.world_size)
         self.shuffled = Minibatches(
             epochs=algorithm.epochs, count=algorithm.minibatches, seed=seed, runtime=runtime
         )
-        self.cut = cut_for(models.actor, sizes.micro_batch, sizes.micro_batch_tokens, ranks)
-        if test is not None:
-            exact_div(len(test.rows), ranks, "rows of test_prompts", "ranks")
+        cut = cut_for(models.actor, sizes.micro_batch, sizes.micro_batch_tokens, runtime.world_size)
         self.faults = Faults(non_finite)
         self.collector = Collector(
             sampling_actor=models.sampling_actor,
@@ -101,23 +96,21 @@ class PolicyGradientTrainer:
             critic=models.critic,
             reference=models.reference,
             sampler=sampler,
-            cut=self.cut,
+            cut=cut,
             exact_kl=exact_kl,
         )
         self.updater = Updater(
             models=models,
             algorithm=algorithm,
             scorer=self.scorer,
-            cut=self.cut,
+            cut=cut,
             pretraining=pretraining,
             prompts=train,
             faults=self.faults,
-            ranks=ranks,
+            ranks=runtime.world_size,
         )
         self.state = State(kl_coef=algorithm.kl.initial_coef, penalty=algorithm.policy_loss.initial_penalty)
-        for engine in (models.actor, models.critic):
-            if engine is not None:  # transformers recomputes activations in train() mode only; dropout is 0
-                engine.module.train()
+        models.learn()
         self._samples: list[dict[str, object]] = []
 
     @property
@@ -365,3 +358,16 @@ class PolicyGradientTrainer:
         if self.models.average is not None:
             self.models.average.load(folder)
         self.state = State.read(folder)
+
+
+def _expect_equal_shares(sizes: Sizes, algorithm: PolicyGradient, test: Prompts | None, ranks: int) -> None:
+    """Refuse rows that ranks and minibatches cannot share out equally.
+
+    Raises:
+        ValueError: names what was to be divided.
+    """
+    exact_div(sizes.prompts, ranks, "rollout.prompts", "ranks")
+    rows = exact_div(sizes.prompts * sizes.samples, ranks, "rollout.prompts × rollout.samples", "ranks")
+    exact_div(rows, algorithm.minibatches, "rows per rank", "algorithm.minibatches")
+    if test is not None:
+        exact_div(len(test.rows), ranks, "rows of test_prompts", "ranks")

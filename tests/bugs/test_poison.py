@@ -128,8 +128,8 @@ def poison(trainer: Any, fill: float) -> list[str]:
     makers = [(trainer, "collect")]
     if isinstance(trainer, PolicyGradientTrainer):
         makers = [(trainer.collector, "sample"), (trainer, "measure"), (trainer, "estimate")]
-        if trainer.pretraining is not None:
-            trainer.pretraining._rows = Set(trainer.pretraining._rows, fill, count)
+        if trainer.updater.pretraining is not None:
+            trainer.updater.pretraining._rows = Set(trainer.pretraining._rows, fill, count)
     for owner, name in makers:
         setattr(owner, name, Poisoning(getattr(owner, name), fill, count))
     return count

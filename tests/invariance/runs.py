@@ -369,7 +369,7 @@ def _make_update_wrong(trainer: Any, fault: str) -> None:
     update, aggregation = trainer.update, trainer.algorithm.aggregation
 
     def wrong(minibatch: Experience, *others: Any, **options: Any) -> float:
-        pieces = _pieces(minibatch.rollout.attention_mask.sum(1), trainer.cut.rows, fault)
+        pieces = _pieces(minibatch.rollout.attention_mask.sum(1), trainer.updater.cut.rows, fault)
         trainer.algorithm.aggregation = _MeanOfMeans(aggregation, pieces)
         return update(minibatch, *others, **options)
 

@@ -87,7 +87,7 @@ def test_texts_add_their_gradient_to_the_one_step(toy: ModuleType) -> None:
         for coef, rows in ((0.0, None), (gamma, texts))
     )
     minibatch = next(iter(plain.minibatches(experience_of(toy, plain))))
-    batch = texts.batch(mixed.pretraining._index(0))
+    batch = texts.batch(mixed.updater.pretraining._index(0))
 
     def likelihood(module: Any) -> Tensor:
         logits = module.logits(batch.tokens, batch.attention_mask, 1).log_softmax(2)
@@ -115,7 +115,7 @@ def test_every_step_takes_the_next_texts_and_counts_their_tokens(toy: ModuleType
     texts = toy.supervised_set()
     trainer = toy.policy_gradient(toy.ppo(ptx_coef=0.5), pretraining=texts)  # 2 epochs of 2 minibatches
     metrics = trainer.step()
-    index = [trainer.pretraining._index(step) for step in range(4)]
+    index = [trainer.updater.pretraining._index(step) for step in range(4)]
     assert sorted(torch.cat(index[:3]).tolist()) == list(range(12))  # an epoch of 12 rows
     expected = sum(int(texts.batch(rows).mask.sum()) for rows in index)
     assert metrics.pairs["actor/ptx_loss"][1] == expected
@@ -136,7 +136,7 @@ def test_texts_keep_their_likelihood_up(toy: ModuleType) -> None:
 
 def test_a_text_that_is_not_finite_is_named(toy: ModuleType) -> None:
     trainer = toy.policy_gradient(toy.ppo(ptx_coef=0.5), pretraining=toy.supervised_set())
-    backward = trainer.pretraining.backward
+    backward = trainer.updater.pretraining.backward
 
     def poisoned(*args: Any) -> None:
         weight = trainer.models.actor.module.model.get_input_embeddings().weight
@@ -144,7 +144,7 @@ def test_a_text_that_is_not_finite_is_named(toy: ModuleType) -> None:
             weight[:] = math.nan
         backward(*args)
 
-    trainer.pretraining.backward = poisoned
+    trainer.updater.pretraining.backward = poisoned
     with pytest.raises(
         FloatingPointError, match=r"the pretraining loss of token \d of pretraining row \d+ is nan"
     ):
