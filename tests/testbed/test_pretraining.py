@@ -60,7 +60,7 @@ def with_texts(bed: Testbed, gamma: float) -> PolicyGradientTrainer:
     tokens = sum(len(row.tokens) - 1 for row in encoded) / len(encoded)
     # The texts' loss is a mean over tokens, the policy's a sum over the tokens of a response.
     trained = table.trainer(bed, table.grouped(LeaveOneOut(), ptx_coef=gamma * tokens), updates=400)
-    trained.pretraining = Pretraining(
+    trained.updater.pretraining = Pretraining(
         rows=rows,
         batch_size=len(encoded),
         cut=Cut(rows=len(encoded)),
@@ -109,7 +109,8 @@ def test_an_optimizer_of_their_own_would_cancel_the_coefficient(testbed: Testbed
     """Adam gives the texts' step the same size whatever their weight, so the policy ends elsewhere."""
     counts = frequencies()
     trained = with_texts(testbed, 0.1)
-    backward, parameters = trained.pretraining.backward, list(trained.models.actor.module.parameters())
+    backward = trained.updater.pretraining.backward
+    parameters = list(trained.models.actor.module.parameters())
     own = torch.optim.Adam(parameters, lr=0.05)
 
     def and_step(*args: Any) -> None:
@@ -121,6 +122,6 @@ def test_an_optimizer_of_their_own_would_cancel_the_coefficient(testbed: Testbed
         for parameter, gradient in zip(parameters, policys, strict=True):
             parameter.grad = gradient
 
-    trained.pretraining.backward = and_step
+    trained.updater.pretraining.backward = and_step
     logits = ended(trained)
     assert between(testbed, logits, maximiser(testbed, counts / counts.sum(), 0.1)) > 0.05
