@@ -366,3 +366,29 @@ def test_documented_command_composes(line: str) -> None:
     if name == PLAN:  # takes the words of another command
         name = next(word for word in words if word in COMMANDS)
     compose(name, [word for word in words if "=" in word and "…" not in word])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "critic", "reference"),
+    [
+        ([], ("runs/quickstart/reward", False), "runs/quickstart/sft"),
+        (
+            ["reward=function", "reward.function=my:reward"],
+            ("runs/quickstart/sft", True),
+            "runs/quickstart/sft",
+        ),
+        (["critic.path=values", "reference=old"], ("values", False), "old"),
+        (["algorithm=reinforce"], None, "runs/quickstart/sft"),
+        (["actor/lora=adapter"], ("runs/quickstart/reward", False), None),
+        (["actor/lora=adapter", "reference=old"], ("runs/quickstart/reward", False), "old"),
+        (["algorithm=reinforce", "algorithm/kl=none", "measure_kl=false"], None, None),
+    ],
+)
+def test_critic_and_reference_start_where_the_configuration_says(
+    overrides: list[str], critic: tuple[str, bool] | None, reference: str | None
+) -> None:
+    found = built("rl", *overrides)
+    assert isinstance(found, config.RL)
+    start, other = found.critic_start, found.reference_start
+    assert (None if start is None else (start[0].path, start[1])) == critic
+    assert getattr(other, "path", None) == reference
