@@ -129,7 +129,7 @@ def poison(trainer: Any, fill: float) -> list[str]:
     if isinstance(trainer, PolicyGradientTrainer):
         makers = [(trainer.collector, "sample"), (trainer, "measure"), (trainer, "estimate")]
         if trainer.updater.pretraining is not None:
-            trainer.updater.pretraining._rows = Set(trainer.pretraining._rows, fill, count)
+            trainer.updater.pretraining._rows = Set(trainer.updater.pretraining._rows, fill, count)
     for owner, name in makers:
         setattr(owner, name, Poisoning(getattr(owner, name), fill, count))
     return count
