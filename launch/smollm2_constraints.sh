@@ -20,7 +20,7 @@ if [ ! -e "$runs/data/prompts.jsonl" ]; then
         'length_constraints:number_words={"num_words": 20, "relation": "less than"}' \
         'startend:end_checker={"end_phrase": "That is all I know"}'
 fi
-stage rl "1. GRPO with the checkers as reward" rlhf rl experiment=smollm2_constraints/rl "$@"
+stage rl "1. GRPO with the checkers as reward" "${launcher[@]}" rl experiment=smollm2_constraints/rl "$@"
 say "2. Before and after, on the same unseen requests"
 rm -rf "$runs/evaluate"
 rlhf evaluate experiment=smollm2_constraints/evaluate

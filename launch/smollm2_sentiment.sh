@@ -18,8 +18,8 @@ if [ ! -e "$runs/data/prompts_test.jsonl" ]; then
     python -m rlhf.data.review_openings "$runs/data"
 fi
 stage reward "1. A reward model from the human labels: positive ≻ negative" \
-    rlhf reward experiment=smollm2_sentiment/reward
-stage rl "2. RLOO on the first words of unseen reviews" rlhf rl experiment=smollm2_sentiment/rl "$@"
+    "${launcher[@]}" reward experiment=smollm2_sentiment/reward
+stage rl "2. RLOO on the first words of unseen reviews" "${launcher[@]}" rl experiment=smollm2_sentiment/rl "$@"
 say "3. Before and after, on the same unseen prompts"
 rm -rf "$runs/evaluate"
 rlhf evaluate experiment=smollm2_sentiment/evaluate

