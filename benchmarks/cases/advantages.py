@@ -1,4 +1,4 @@
-"""C8: GAE, whitening, and the baselines of groups, on ragged responses."""
+"""C8: GAE, whitening and the estimators of groups, from the rewards of ragged responses to advantages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.bench import Bench
 from benchmarks.cases.tensor_contenders import Tensors, here, there
 from benchmarks.contest import Contender, contest
 from benchmarks.results import Line, at_least
-from rlhf.ops.baselines import group_deviation, group_std, leave_one_out
+from rlhf.algorithms.advantages import AdvantageEstimator, GroupRelative, LeaveOneOut
 from rlhf.ops.masking import whiten
 from rlhf.ops.returns import gae
 
@@ -24,8 +24,6 @@ def run(bench: Bench) -> Iterator[Line]:
     """Each function against a loop over tokens and against verl's."""
     B, T = bench.size((1024, 512), (16, 12))
     given = _given(B, T)
-    counted = torch.ones(B, dtype=torch.bool)
-    scores, group = given["scores"], given["group"]
     ours = {
         "gae": lambda: dict(
             zip(
@@ -35,10 +33,8 @@ def run(bench: Bench) -> Iterator[Line]:
             )
         ),
         "whitening": lambda: {"whitened": whiten(given["values"], given["mask"], _one_rank, eps=EPS)},
-        "leave one out": lambda: {"advantages": leave_one_out(scores, group, counted)},
-        "group standard": lambda: {
-            "advantages": group_deviation(scores, group, counted) / (group_std(scores, group, counted) + 1e-6)
-        },
+        "leave one out": lambda: _estimated(LeaveOneOut(), given),
+        "group standard": lambda: _estimated(GroupRelative(eps=1e-6), given),
     }
     for name, work in ours.items():
         cell, loop = f"{name} {B}×{T}", LOOPS[name]
@@ -64,13 +60,17 @@ def _given(B: int, T: int) -> Tensors:
         "rewards": rewards,
         "values": values,
         "mask": mask,
-        "scores": rewards.sum(1),
         "group": torch.arange(B) // SAMPLES,
     }
 
 
 def _one_rank(sums: Tensor) -> Tensor:
     return sums
+
+
+def _estimated(estimator: AdvantageEstimator, given: Tensors) -> Tensors:
+    found = estimator(given["rewards"], None, given["mask"], given["group"], _one_rank)
+    return {"advantages": found.advantages}
 
 
 def _gae_loop(given: Tensors) -> Tensors:
@@ -100,30 +100,38 @@ def _whiten_loop(given: Tensors) -> Tensors:
 
 
 def _groups(given: Tensors) -> Iterator[tuple[list[int], list[float]]]:
+    """The rows of each group, and the return of each."""
     members: dict[int, list[int]] = {}
     for row, number in enumerate(given["group"].tolist()):
         members.setdefault(number, []).append(row)
-    scores = given["scores"].tolist()
+    lengths, rewards = given["mask"].sum(1).tolist(), given["rewards"].tolist()
     for rows in members.values():
-        yield rows, [scores[row] for row in rows]
+        yield rows, [sum(rewards[row][: lengths[row]]) for row in rows]
+
+
+def _spread(found: list[float], given: Tensors) -> Tensors:
+    """The advantage of each response on its tokens."""
+    lengths, width = given["mask"].sum(1).tolist(), given["mask"].shape[1]
+    rows = [[each] * length + [0.0] * (width - length) for each, length in zip(found, lengths, strict=True)]
+    return {"advantages": torch.tensor(rows)}
 
 
 def _leave_one_out_loop(given: Tensors) -> Tensors:
-    found = [0.0] * len(given["scores"])
-    for rows, scores in _groups(given):
-        for row, score in zip(rows, scores, strict=True):
-            found[row] = score - (sum(scores) - score) / (len(scores) - 1)
-    return {"advantages": torch.tensor(found)}
+    found = [0.0] * len(given["group"])
+    for rows, returns in _groups(given):
+        for row, own in zip(rows, returns, strict=True):
+            found[row] = own - (sum(returns) - own) / (len(returns) - 1)
+    return _spread(found, given)
 
 
 def _group_standard_loop(given: Tensors) -> Tensors:
-    found = [0.0] * len(given["scores"])
-    for rows, scores in _groups(given):
-        mean = sum(scores) / len(scores)
-        std = (sum((score - mean) ** 2 for score in scores) / (len(scores) - 1)) ** 0.5
-        for row, score in zip(rows, scores, strict=True):
-            found[row] = (score - mean) / (std + 1e-6)
-    return {"advantages": torch.tensor(found)}
+    found = [0.0] * len(given["group"])
+    for rows, returns in _groups(given):
+        mean = sum(returns) / len(returns)
+        std = (sum((own - mean) ** 2 for own in returns) / (len(returns) - 1)) ** 0.5
+        for row, own in zip(rows, returns, strict=True):
+            found[row] = (own - mean) / (std + 1e-6)
+    return _spread(found, given)
 
 
 LOOPS = {

@@ -51,7 +51,7 @@ def verl_leave_one_out() -> Callable[[Tensors], Tensors]:
     def run(given: Tensors) -> Tensors:
         mask = given["mask"].float()
         advantages, _ = compute_rloo_outcome_advantage(given["rewards"], mask, given["group"].numpy())
-        return {"advantages": advantages[:, 0]}
+        return {"advantages": advantages * given["mask"]}
 
     return run
 
@@ -63,7 +63,7 @@ def verl_group_standard() -> Callable[[Tensors], Tensors]:
     def run(given: Tensors) -> Tensors:
         mask = given["mask"].float()
         advantages, _ = compute_grpo_outcome_advantage(given["rewards"], mask, given["group"].numpy())
-        return {"advantages": advantages[:, 0]}
+        return {"advantages": advantages * given["mask"]}
 
     return run
 

@@ -185,13 +185,15 @@ def _attach() -> None:
     deepspeed.init_distributed(verbose=False)
 
 
-def _require_libaio() -> None:
-    """Refuse NVMe where DeepSpeed cannot build what reads and writes it."""
+def has_libaio() -> bool:
+    """Whether DeepSpeed can build what reads and writes NVMe. It needs real standard streams to find out."""
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
-    with _silence(), contextlib.redirect_stderr(io.StringIO()):
-        there = AsyncIOBuilder().is_compatible(verbose=False)
-    if not there:
+    return bool(AsyncIOBuilder().is_compatible(verbose=False))
+
+
+def _require_libaio() -> None:
+    if not has_libaio():
         raise ValueError(
             "ZeRO.nvme_path needs libaio and its headers (Debian: libaio-dev), which are missing here; "
             "without nvme_path the offload is to CPU memory"

@@ -129,7 +129,7 @@ class Watch:
         self._verdict: Verdict | None = None  # the first of any rank
         self._own_verdict: Verdict | None = None
         self._terminated = self._ending = False
-        self._exchanged, self._over, self._last_word = threading.Event(), threading.Event(), threading.Lock()
+        self._asked, self._over, self._last_word = threading.Event(), threading.Event(), threading.Lock()
         self._listen_for_signals()
         for work in (self._exchange, self._guard):
             threading.Thread(target=work, name=f"watch{work.__name__}", daemon=True).start()
@@ -208,10 +208,11 @@ class Watch:
         with contextlib.suppress(RuntimeError):  # gone with the rank that holds it, which then looks silent
             while not self._over.wait(self._interval):
                 self._here.beat += 1
+                asked = self._asked
                 if self._own_verdict is not None:
                     store.compare_set(VERDICT, "", json.dumps(asdict(self._own_verdict)))
                 store.set(f"position{self._rank}", json.dumps(asdict(self._here)))
-                self._exchanged.set()
+                asked.set()
                 if store.check([VERDICT]):
                     self._verdict = Verdict(**json.loads(store.get(VERDICT)))
                 self._hear(store)
@@ -289,9 +290,9 @@ class Watch:
         os._exit(status)
 
     def _tell(self) -> None:
-        """Let the exchange write, and the others read where this rank holds the store."""
-        self._exchanged.clear()
-        self._exchanged.wait(3 * self._interval)
+        """Let an exchange that begins now write, and the others read where this rank holds the store."""
+        self._asked = asked = threading.Event()
+        asked.wait(3 * self._interval)
         if self._rank == 0:
             time.sleep(2 * self._interval)
 

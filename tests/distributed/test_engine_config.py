@@ -1,3 +1,4 @@
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -85,6 +86,17 @@ def test_nvme_without_libaio_is_refused_in_one_line(alone: None, monkeypatch: py
     config = ZeRO(stage=3, offload_parameters=True, nvme_path="/nvme")
     with pytest.raises(ValueError, match=r"nvme_path needs libaio and its headers \(Debian: libaio-dev\)"):
         config.inference(nn.Linear(2, 2), "reference")
+
+
+def test_libaio_is_looked_for_with_real_standard_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed's probe compiles a program and mutes the compiler by its file descriptors."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    def probe(self: AsyncIOBuilder, name: str, libraries: tuple[str]) -> bool:
+        return sys.stdout.fileno() > 0 and sys.stderr.fileno() > 0
+
+    monkeypatch.setattr(AsyncIOBuilder, "has_function", probe)
+    assert deepspeed_engine.has_libaio()
 
 
 def test_nvme_takes_the_place_of_cpu_memory_for_what_is_offloaded() -> None:
