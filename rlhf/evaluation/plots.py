@@ -75,7 +75,7 @@ def comparison(
     shared = {"bins": 40, "range": (min(scores), max(scores)), "density": True, "alpha": 0.5}
     for name, rows in responses.items():
         left.hist([response.score for response in rows], label=name, **shared)
-    left.set_xlabel("reward-model score")
+    left.set_xlabel("score")
     left.set_ylabel("density")
     left.legend()
     for one in summaries:
