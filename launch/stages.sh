@@ -1,7 +1,8 @@
 # Sourced by the scripts of several stages, after $runs, the folder that everything lands in.
 
+# How a stage is started, on every GPU or core.
 count_processes
-launcher=(deepspeed --no_local_rank --num_gpus "$processes" --log_level error --module rlhf)  # a stage on all of them
+launcher=(deepspeed --no_local_rank --num_gpus "$processes" --log_level error --module rlhf)
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 

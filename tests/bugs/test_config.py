@@ -283,10 +283,11 @@ STAND_INS = {
 def launched() -> list[tuple[str, list[str]]]:
     """(script, words) of every command of ours in the launch scripts, also behind ``stage NAME TITLE``."""
     found = []
+    stages = (ROOT / "launch" / "stages.sh").read_text(encoding="utf-8")
+    [launcher] = re.findall(r"^launcher=\((.*)\)$", stages, re.MULTILINE)
     for script in sorted((ROOT / "launch").iterdir()):
         text = script.read_text(encoding="utf-8").replace("\\\n", " ")
-        for launcher in re.findall(r"^launcher=\((.*)\)$", text, re.MULTILINE):
-            text = text.replace('"${launcher[@]}"', launcher)
+        text = text.replace('"${launcher[@]}"', launcher)
         command = r'^\s*(?:exec |stage \w+ "[^"]*"\s+)?((?:deepspeed|rlhf|torchrun) .*)$'
         for line in re.findall(command, text, re.MULTILINE):
             words = shlex.split(line, comments=True)
