@@ -148,6 +148,11 @@ class ZeRO(EngineConfig):
                 f"ZeRO.nvme_path must be null where nothing is offloaded at stage 3, got {self.nvme_path}; "
                 "set offload_optimizer or offload_parameters"
             )
+        if self.nvme_path is not None and self.offload_parameters and self.precision is Precision.float32:
+            raise ValueError(
+                "ZeRO.precision must be bfloat16 for parameters on nvme_path, got float32: DeepSpeed rounds "
+                "them to bfloat16 there; set offload_parameters=false or precision=bfloat16"
+            )
         if self.compile and self.stage == 3:
             raise ValueError(
                 "ZeRO.compile must be false at stage 3, got true: parameters are gathered within the layers, "

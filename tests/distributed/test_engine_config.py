@@ -21,6 +21,10 @@ from rlhf.distributed.engine_config import Plain, Precision, ZeRO
         ({"stage": 2, "offload_parameters": True}, r"ZeRO\.offload_parameters must be false at stage 2"),
         ({"stage": 3, "nvme_path": "/nvme"}, r"ZeRO\.nvme_path must be null where nothing is offloaded"),
         ({"nvme_path": "/nvme", "offload_optimizer": True}, r"ZeRO\.nvme_path must be null where"),
+        (
+            {"stage": 3, "nvme_path": "/nvme", "offload_parameters": True},
+            r"ZeRO\.precision must be bfloat16 for parameters on nvme_path, got float32",
+        ),
         ({"persistence_threshold": -1}, r"ZeRO\.persistence_threshold must be at least 0, got -1"),
     ],
 )
@@ -83,7 +87,7 @@ def test_nvme_without_libaio_is_refused_in_one_line(alone: None, monkeypatch: py
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self, verbose: False)
-    config = ZeRO(stage=3, offload_parameters=True, nvme_path="/nvme")
+    config = ZeRO(stage=3, offload_optimizer=True, nvme_path="/nvme")
     with pytest.raises(ValueError, match=r"nvme_path needs libaio and its headers \(Debian: libaio-dev\)"):
         config.inference(nn.Linear(2, 2), "reference")
 
@@ -102,7 +106,13 @@ def test_libaio_is_looked_for_with_real_standard_streams(monkeypatch: pytest.Mon
 def test_nvme_takes_the_place_of_cpu_memory_for_what_is_offloaded() -> None:
     module = nn.Linear(3, 5)
     for path, device in ((None, "cpu"), ("/nvme", "nvme")):
-        config = ZeRO(stage=3, offload_optimizer=True, offload_parameters=True, nvme_path=path)
+        config = ZeRO(
+            stage=3,
+            offload_optimizer=True,
+            offload_parameters=True,
+            nvme_path=path,
+            precision=Precision.bfloat16,
+        )
         found = deepspeed_engine._settings(module, config, trains=True)["zero_optimization"]
         for part in ("offload_optimizer", "offload_param"):
             assert found[part]["device"] == device

@@ -33,7 +33,6 @@ MODELS = ("llama", "gpt2")
 RANKS = (1, 2)
 WAYS: dict[str, LoRA | None] = {"all weights": None, "adapters": LoRA(rank=2, alpha=4.0)}
 CLIP = 0.5
-DISK = "zero3, both on disk"
 
 
 def zero(stage: int, *offload: str, **options: Any) -> ZeRO:
@@ -50,7 +49,6 @@ LAYOUTS: dict[str, dict[str, EngineConfig]] = {
     "zero3, optimizer off": {"engine": zero(3, "optimizer")},
     "zero3, parameters off": {"engine": zero(3, "parameters")},
     "zero3, both off": {"engine": zero(3, "optimizer", "parameters")},
-    DISK: {"engine": zero(3, "optimizer", "parameters", nvme_path=tempfile.gettempdir())},
     "actor zero2, critic zero3": {"engine": zero(2), "critic_engine": zero(3, "optimizer")},
     "plain, reference zero3": {"engine": Plain(clip=CLIP), "inference_engine": zero(3, "parameters")},
     **{
@@ -64,10 +62,9 @@ BOUNDS = {"float32": (1e-5, 1e-2), "bfloat16": (5e-2, 2.0 * STEPS)}
 def run(layout: str, stage: str, model: str, way: str) -> dict[str, Any] | None:
     """Losses of every step, and all parameters after the last.
 
-    None for a stage without such a model (adapters need no reference of their own), for PPO in bfloat16,
-    which samples other tokens, and for a disk where libaio is missing.
+    None for a stage without such a model (adapters need no reference of their own), and for PPO in bfloat16,
+    which samples other tokens.
     """
-    from rlhf.distributed.deepspeed_engine import has_libaio
     from tests.trainers import toy
 
     engines, lora = LAYOUTS[layout], WAYS[way]
@@ -75,8 +72,6 @@ def run(layout: str, stage: str, model: str, way: str) -> dict[str, Any] | None:
     if len(engines) > 1 if stage == "sft" else "bfloat16" in layout:
         return None
     if lora is not None and "inference_engine" in engines:
-        return None
-    if layout == DISK and not has_libaio():
         return None
     if stage == "sft":
         trainer: Any = toy.supervised(
