@@ -58,6 +58,8 @@ def started(rank: int, module: ModuleType, function: str, folder: Path) -> int:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         try:
             work(module, function, folder)
+        except SystemExit as end:  # how a rank leaves that is alone
+            os._exit(int(end.code or 0))
         except BaseException:
             traceback.print_exc()
         finally:
