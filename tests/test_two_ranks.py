@@ -1,7 +1,6 @@
 """What starts the ranks of other tests says how they ended."""
 
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,8 +18,7 @@ def fail(_folder: Path) -> None:
 
 @pytest.mark.parametrize(("function", "status"), [("work", 0), ("fail", 1)])
 @pytest.mark.parametrize("ranks", ["1", "2"])
-def test_the_status_is_that_of_the_ranks(tmp_path: Path, function: str, status: int, ranks: str) -> None:
-    command = [sys.executable, two_ranks.__file__, __file__, function, str(tmp_path), ranks]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == status, done.stderr
-    assert len(list(tmp_path.glob("rank*.pt"))) == (0 if status else int(ranks))
+def test_the_status_is_that_of_the_ranks_and_the_folder_stays(function: str, status: int, ranks: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # goes when the process that made it ends
+        assert two_ranks.launch(__file__, function, folder, ranks) == status
+        assert len(list(Path(folder).glob("rank*.pt"))) == (0 if status else int(ranks))

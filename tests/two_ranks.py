@@ -8,6 +8,7 @@ says otherwise, and no compiler, as on many a machine. They are forks of one pro
 import importlib.util
 import os
 import socket
+import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -15,6 +16,11 @@ from types import ModuleType
 
 
 def launch(file: str, function: str, folder: str, ranks: str = "2") -> int:
+    """Run this file. A fork of the caller itself would run the caller's exit functions when it ends."""
+    return subprocess.run([sys.executable, __file__, file, function, folder, ranks], check=False).returncode
+
+
+def play(file: str, function: str, folder: str, ranks: str = "2") -> int:
     """The highest exit status of the ranks, or number of the signal that ended one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -81,4 +87,4 @@ def work(module: ModuleType, function: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(launch(*sys.argv[1:]))
+    sys.exit(play(*sys.argv[1:]))
