@@ -1,5 +1,4 @@
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -7,7 +6,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from rlhf.distributed import deepspeed_engine, runtime
+from rlhf.distributed import deepspeed_engine
 from rlhf.distributed.engine import TorchEngine
 from rlhf.distributed.engine_config import Plain, Precision, ZeRO
 
@@ -74,13 +73,6 @@ def test_released_weights_take_no_memory() -> None:
     frozen = Plain().inference(nn.BatchNorm1d(3), "reference")
     frozen.release()
     assert sum(tensor.untyped_storage().nbytes() for tensor in frozen.module.state_dict().values()) == 0
-
-
-@pytest.fixture
-def alone() -> Iterator[None]:
-    runtime.start()
-    yield
-    runtime.stop()
 
 
 def test_nvme_without_libaio_is_refused_in_one_line(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:

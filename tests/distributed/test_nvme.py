@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,18 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rlhf.distributed import runtime
 from rlhf.distributed.deepspeed_engine import has_libaio
 from rlhf.distributed.engine_config import Precision, ZeRO
 from rlhf.trainers.optimizers import AdamW
-
-
-@pytest.fixture
-def alone() -> Iterator[None]:
-    runtime.start()
-    yield
-    runtime.stop()
-
 
 CASES = {
     "moments": ZeRO(stage=3, persistence_threshold=0, offload_optimizer=True),
