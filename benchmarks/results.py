@@ -151,11 +151,17 @@ def _git(*arguments: str) -> str:
 
 
 def _processor() -> str:
+    """Number, name, and the vector instructions that torch uses: they decide more than the name does."""
     file = Path("/proc/cpuinfo")
     if not file.exists():
         return platform.processor()
-    names = [line.partition(":")[2].strip() for line in file.read_text().splitlines() if "model name" in line]
-    return f"{len(names)} × {names[0]}" if names else platform.machine()
+    lines = file.read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+    instructions = [torch.backends.cpu.get_cpu_capability()]
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    instructions += [name.upper() for name in ("avx512_bf16", "amx_bf16") if name in flags]
+    name = f"{len(names)} × {names[0]}" if names else platform.machine()
+    return ", ".join([name, *instructions])
 
 
 def say(text: str) -> None:
