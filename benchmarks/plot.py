@@ -54,9 +54,9 @@ def _growth(name: str, lines: Lines, picture: Path) -> Path:
             points = [(x, y) for x, y in zip(sizes, found, strict=True) if y is not None]
             if points:
                 axis.plot(*zip(*points, strict=True), marker="o", color=colour, label=what)
-        axis.set_yscale("log", base=2)
-        if min(sizes) > 0:  # stages of ZeRO are names, not amounts
+        if min(sizes) > 0:
             axis.set_xscale("log", base=2)
+            axis.set_yscale("log", base=2)
             slope = -1.0 if cell == "ranks" else 1.0
             axis.plot(
                 sizes,
@@ -65,6 +65,8 @@ def _growth(name: str, lines: Lines, picture: Path) -> Path:
                 color="0.6",
                 label="in proportion",
             )
+        else:  # stages of ZeRO are names, not amounts
+            axis.set_ylim(bottom=0.0)
         axis.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
         axis.set_title(cell, fontsize=9)
         axis.set_ylabel("times the first")

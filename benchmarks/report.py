@@ -33,8 +33,10 @@ def summary(lines: Lines) -> str:
     for name in _names(lines):
         own = [line for line in lines if line["id"] == name]
         met, missed, left = counts(own)
+        if not met + missed + left:
+            continue  # growth has no targets
         found = list(speeds(own).values())
-        ratios = " – ".join(f"{value:.2g}" for value in dict.fromkeys([*found[:1], *found[-1:]]))
+        ratios = " – ".join(f"{float(f'{value:.2g}'):g}" for value in dict.fromkeys([*found[:1], *found[-1:]]))
         rows.append(f"| {name} | {titles.get(name, '')} | {met} | {missed} | {left} | {ratios} |")
     return "\n".join(rows) + "\n"
 

@@ -6,7 +6,9 @@ from typing import Any
 from benchmarks.cases.growth import ratios
 from benchmarks.plot import plots
 from benchmarks.report import counts, speeds, summary
-from benchmarks.results import Line
+from benchmarks.results import FOLDER, Line, read
+
+ROOT = FOLDER.parents[1]
 
 
 def timed(cell: str, contender: str, seconds: float) -> dict[str, Any]:
@@ -39,6 +41,17 @@ def test_the_best_peer_counts_and_our_own_variants_and_plain_loops_do_not() -> N
 def test_the_summary_has_the_least_and_the_most() -> None:
     title = "a step of each stage, rows of uneven lengths"
     assert f"| C6 | {title} | 1 | 1 | 1 | 1.5 – 2.5 |" in summary(LINES)
+
+
+def test_the_readme_has_the_table_of_the_committed_results() -> None:
+    files = sorted(FOLDER.glob("cpu_*.jsonl"))
+    assert files
+    assert summary(read(files)) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_what_has_no_target_is_no_row() -> None:
+    growth = {"id": "growth", "cell": "ranks", "contender": "1", "seconds": 1.0}
+    assert summary([*LINES, growth]) == summary(LINES)
 
 
 def test_growth_is_told_as_ratios_to_the_smallest_and_drawn(tmp_path: Path) -> None:
