@@ -1,8 +1,8 @@
 """``python -m rlhf.data.instructions PROMPTS FOLDER CONSTRAINT …``: prompts with constraints to be checked.
 
 The checkers are those of IFEval (Zhou et al. 2023) in the package ``if-verifiable``. It brings no prompts:
-every prompt of the file PROMPTS gets one of the constraints, in words at its end and for
-``reward=instructions`` in the column ``instructions``. A constraint is a name such as
+every prompt of the file PROMPTS gets one of the constraints, after those of ``--always``, in words at its
+end and for ``reward=instructions`` in the column ``instructions``. A constraint is a name such as
 ``punctuation:no_comma``, with or without arguments:
 ``length_constraints:number_words={"num_words": 15, "relation": "less than"}``. Arguments that are left open
 are drawn for each prompt.
@@ -78,8 +78,10 @@ def checker(name: str, arguments: dict[str, Any]) -> Callable[[str], bool]:
     return follows
 
 
-def constrained(row: PromptRow, name: str, arguments: dict[str, Any], *, seed: int) -> dict[str, Any]:
-    """The row with the constraint in its prompt and in its column ``instructions``.
+def constrained(
+    row: PromptRow, constraints: Sequence[tuple[str, dict[str, Any]]], *, seed: int
+) -> dict[str, Any]:
+    """The row with the constraints, in this order, in its prompt and in its column ``instructions``.
 
     Raises:
         ValueError: as ``checker``.
@@ -87,15 +89,13 @@ def constrained(row: PromptRow, name: str, arguments: dict[str, Any], *, seed: i
     state = random.getstate()  # the package draws from the global generator
     random.seed(f"{seed} {row.prompt}")
     try:
-        built, description = _built(name, arguments)
+        built = [_built(name, arguments) for name, arguments in constraints]
     finally:
         random.setstate(state)
-    drawn = {key: value for key, value in (built.get_instruction_args() or {}).items() if value is not None}
-    return {
-        "prompt": _with_words(row.prompt, description),
-        "instructions": [{"id": name, "arguments": drawn}],
-        **row.columns,
-    }
+    words = " ".join(description for _, description in built)
+    drawn = [_drawn(check) for check, _ in built]
+    column = [{"id": name, "arguments": each} for (name, _), each in zip(constraints, drawn, strict=True)]
+    return {"prompt": _with_words(row.prompt, words), "instructions": column, **row.columns}
 
 
 def constraint(word: str) -> tuple[str, dict[str, Any]]:
@@ -121,10 +121,19 @@ def write_files(
     constraints: Sequence[tuple[str, dict[str, Any]]],
     folder: Path,
     *,
+    always: Sequence[tuple[str, dict[str, Any]]] = (),
     test: int,
     seed: int,
 ) -> dict[str, int]:
     """Write ``prompts.jsonl`` and ``test.jsonl``.
+
+    Args:
+        rows: the prompts.
+        constraints: each prompt gets one of them.
+        folder: made when it does not exist; files of the same names are replaced.
+        always: each prompt gets all of these, before the one.
+        test: rows of ``test.jsonl``.
+        seed: of the shuffle and the draws.
 
     Returns:
         rows of each file.
@@ -139,8 +148,8 @@ def write_files(
         )
     made = []
     for digest, row in sorted(ordered.items()):
-        name, arguments = constraints[int(digest[-8:], 16) % len(constraints)]
-        made.append(json.dumps(constrained(row, name, arguments, seed=seed), ensure_ascii=False) + "\n")
+        own = constraints[int(digest[-8:], 16) % len(constraints)]
+        made.append(json.dumps(constrained(row, [*always, own], seed=seed), ensure_ascii=False) + "\n")
     folder.mkdir(parents=True, exist_ok=True)
     files = {"test.jsonl": made[:test], "prompts.jsonl": made[test:]}
     for file, lines in files.items():
@@ -156,6 +165,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("prompts", metavar="PROMPTS", help="JSONL or Parquet file whose rows have a prompt")
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("constraints", nargs="+", metavar="CONSTRAINT", help="NAME or NAME={JSON arguments}")
+    parser.add_argument(
+        "--always", action="append", default=[], metavar="CONSTRAINT", help="on every prompt, besides the one"
+    )
     parser.add_argument("--test", type=int, default=100, help="rows of test.jsonl (default 100)")
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle and the draws (default 0)")
     options = parser.parse_args(arguments)
@@ -163,8 +175,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--test must be at least 1")
     try:
         rows = [prompt_row(row) for row in read_rows(options.prompts)]
-        chosen = [constraint(word) for word in options.constraints]
-        counts = write_files(rows, chosen, options.folder, test=options.test, seed=options.seed)
+        always, chosen = (
+            [constraint(word) for word in words] for words in (options.always, options.constraints)
+        )
+        counts = write_files(
+            rows, chosen, options.folder, always=always, test=options.test, seed=options.seed
+        )
     except (OSError, ValueError) as error:
         sys.exit(str(error))
     for name, count in counts.items():
@@ -180,6 +196,11 @@ def _built(name: str, arguments: dict[str, Any]) -> tuple[Any, str]:
         return built, built.build_description(**arguments)
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{name} does not take the arguments {json.dumps(arguments)}: {error}") from error
+
+
+def _drawn(check: Any) -> dict[str, Any]:
+    """The arguments of a checker, those that it drew included."""
+    return {name: value for name, value in (check.get_instruction_args() or {}).items() if value is not None}
 
 
 def _with_words(prompt: str | list[dict[str, Any]], words: str) -> str | list[dict[str, Any]]:

@@ -63,6 +63,26 @@ def test_every_prompt_gets_one_constraint_in_words_and_in_a_column(tmp_path: Pat
 
 
 @installed
+def test_what_is_always_asked_comes_before_the_one_constraint(tmp_path: Path) -> None:
+    file = prompts(tmp_path / "prompts.jsonl")
+    longer = 'length_constraints:number_words={"num_words": 3, "relation": "at least"}'
+    ones = ["punctuation:no_comma", FEWER]
+    main([str(file), str(tmp_path / "out"), *ones, "--always", longer, "--test", "10"])
+    rows = [row for part in written(tmp_path / "out").values() for row in part]
+    assert len(rows) == 30
+    for row in rows:
+        first, second = row["instructions"]
+        assert first["arguments"] == {"num_words": 3, "relation": "at least"}
+        assert second["id"] == "punctuation:no_comma" or second["arguments"]["num_words"] == 4
+        own = "less than 4 words" if second["arguments"] else "refrain from the use of any commas"
+        assert 0 < row["prompt"].index("at least 3 words") < row["prompt"].index(own)
+    assert {row["instructions"][1]["id"] for row in rows} == {
+        "punctuation:no_comma",
+        "length_constraints:number_words",
+    }
+
+
+@installed
 def test_the_same_options_give_the_same_files_and_another_seed_gives_others(tmp_path: Path) -> None:
     file = prompts(tmp_path / "prompts.jsonl")
     for name, seed in {"a": "0", "b": "0", "c": "1"}.items():
@@ -88,8 +108,7 @@ def test_open_arguments_are_drawn_for_each_prompt_and_written_down() -> None:
     rows = [
         constrained(
             PromptRow(prompt=f"Day {number}.", columns={}, where="x"),
-            "length_constraints:number_words",
-            {"relation": "at least"},
+            [("length_constraints:number_words", {"relation": "at least"})],
             seed=0,
         )
         for number in range(20)
@@ -108,7 +127,7 @@ def test_a_conversation_is_constrained_in_its_last_turn() -> None:
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]
     last = {"role": "user", "content": "A fruit?"}
     row = PromptRow(prompt=[*turns, last], columns={}, where="x")
-    made = constrained(row, "punctuation:no_comma", {}, seed=0)["prompt"]
+    made = constrained(row, [("punctuation:no_comma", {})], seed=0)["prompt"]
     assert made[:2] == turns
     assert made[2]["content"].startswith("A fruit? In your entire response")
     assert last["content"] == "A fruit?"
@@ -165,6 +184,7 @@ def test_missing_data_of_nltk_are_named(monkeypatch: pytest.MonkeyPatch) -> None
     ("words", "message"),
     [
         (["punctuation:no_commas"], "there is no constraint 'punctuation:no_commas'; there are change_case:"),
+        (["punctuation:no_comma", "--always", "a:b"], "there is no constraint 'a:b'; there are change_case:"),
         (["punctuation:no_comma={"], "punctuation:no_comma: its arguments are broken JSON: "),
         (["punctuation:no_comma=[1]"], "punctuation:no_comma: its arguments must be a JSON object, got [1]"),
         (['punctuation:no_comma={"a": 1}'], 'punctuation:no_comma does not take the arguments {"a": 1}: '),
