@@ -36,7 +36,9 @@ def summary(lines: Lines) -> str:
         if not met + missed + left:
             continue  # growth has no targets
         found = list(speeds(own).values())
-        ratios = " – ".join(f"{float(f'{value:.2g}'):g}" for value in dict.fromkeys([*found[:1], *found[-1:]]))
+        ratios = " – ".join(
+            f"{float(f'{value:.2g}'):g}" for value in dict.fromkeys([*found[:1], *found[-1:]])
+        )
         rows.append(f"| {name} | {titles.get(name, '')} | {met} | {missed} | {left} | {ratios} |")
     return "\n".join(rows) + "\n"
 
