@@ -16,7 +16,6 @@ if [ ! -e "$runs/data/prompts.jsonl" ]; then
     say "0. Requests with a constraint each"
     python -m rlhf.data.requests "$runs/data/requests.jsonl"
     python -m rlhf.data.instructions "$runs/data/requests.jsonl" "$runs/data" --test 60 \
-        --always 'length_constraints:number_words={"num_words": 10, "relation": "at least"}' \
         punctuation:no_comma \
         'length_constraints:number_words={"num_words": 20, "relation": "less than"}' \
         'startend:end_checker={"end_phrase": "That is all I know"}'
