@@ -93,8 +93,10 @@ def constrained(
     finally:
         random.setstate(state)
     words = " ".join(description for _, description in built)
-    drawn = [_drawn(check) for check, _ in built]
-    column = [{"id": name, "arguments": each} for (name, _), each in zip(constraints, drawn, strict=True)]
+    column = [
+        {"id": name, "arguments": _drawn(check)}
+        for (name, _), (check, _) in zip(constraints, built, strict=True)
+    ]
     return {"prompt": _with_words(row.prompt, words), "instructions": column, **row.columns}
 
 
@@ -175,9 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--test must be at least 1")
     try:
         rows = [prompt_row(row) for row in read_rows(options.prompts)]
-        always, chosen = (
-            [constraint(word) for word in words] for words in (options.always, options.constraints)
-        )
+        always = [constraint(word) for word in options.always]
+        chosen = [constraint(word) for word in options.constraints]
         counts = write_files(
             rows, chosen, options.folder, always=always, test=options.test, seed=options.seed
         )

@@ -61,3 +61,7 @@ def test_the_table_shows_what_was_missing_void_and_missed(tmp_path: Path) -> Non
     assert "**missing**: no environment" in shown
     assert "**void**: hidden off by 2" in shown
     assert "| cell | share of the floor | 0.85 | 0.5 | **missed** |" in shown
+
+
+def test_the_processor_is_told_with_the_vector_instructions_that_torch_uses() -> None:
+    assert f", {torch.backends.cpu.get_cpu_capability()}" in provenance(["x"], torch.device("cpu"))["cpu"]
