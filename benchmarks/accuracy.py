@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -27,16 +29,30 @@ def errors(found: Outputs, truth: Outputs) -> dict[str, float]:
     return {name: error(name, part, truth[name]) for name, part in found.items() if name in truth}
 
 
+def mean_errors(found: Outputs, truth: Outputs) -> dict[str, float]:
+    """Root mean square error of each output: in nats, and of gradients and losses over the truth's own."""
+    return {name: mean_error(name, part, truth[name]) for name, part in found.items() if name in truth}
+
+
 def error(name: str, found: Tensor, truth: Tensor) -> float:
     """The largest error of one output; infinite where it is not finite."""
+    return _over(name, found, truth, lambda part: float(part.abs().max()))
+
+
+def mean_error(name: str, found: Tensor, truth: Tensor) -> float:
+    """The root mean square error of one output; infinite where it is not finite."""
+    return _over(name, found, truth, lambda part: float(part.square().mean().sqrt()))
+
+
+def _over(name: str, found: Tensor, truth: Tensor, size: Callable[[Tensor], float]) -> float:
     right = truth.double().cpu()
-    gap = (found.double().cpu() - right).abs()
+    gap = found.double().cpu() - right
     if gap.numel() == 0:
         return 0.0
     if not bool(gap.isfinite().all()):
         return float("inf")
-    unit = 1.0 if name in ("logprobs", "entropies") else max(float(right.abs().max()), 1e-30)
-    return float(gap.max()) / unit
+    unit = 1.0 if name in ("logprobs", "entropies") else max(size(right), 1e-30)
+    return size(gap) / unit
 
 
 def fault(found: dict[str, float], allowed: float) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from benchmarks.bench import Bench
@@ -24,6 +24,8 @@ class Verdict:
     errors: dict[str, float]
     fault: str | None
     """Why its timing is void; None where it counts."""
+    mean_errors: dict[str, float] = field(default_factory=dict)
+    """Root mean squares, where the benchmark is about them."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.accuracy import errors, fault, tolerance
+from benchmarks.accuracy import errors, fault, mean_errors, tolerance
 from benchmarks.bench import Bench
 from benchmarks.contest import Contender, Verdict
 from benchmarks.head import tasks
@@ -19,7 +19,7 @@ from benchmarks.head.tasks import LossFunction, Outputs, TokenFunction
 from benchmarks.head.truth import Truth
 from benchmarks.measure import peak_extra, timed
 from benchmarks.peers.head import PEERS
-from rlhf.kernels.linear_logprobs import linear_logprobs
+from rlhf.kernels.linear_logprobs import linear_logprobs, linear_token_logprobs
 from rlhf.kernels.linear_token_loss import linear_token_loss
 from rlhf.ops.logprobs import TokenLogprobs
 
@@ -32,6 +32,14 @@ def ours(problem: HeadProblem, hidden: Tensor, weight: Tensor) -> tuple[Tensor, 
     return linear_logprobs(
         hidden, weight, problem.targets, problem.temperature, softcap=problem.softcap, mask=mask
     )
+
+
+def our_logprobs(problem: HeadProblem, hidden: Tensor, weight: Tensor) -> tuple[Tensor, None]:
+    """Our head without entropies."""
+    found = linear_token_logprobs(
+        hidden, weight, problem.targets, problem.temperature, softcap=problem.softcap, mask=problem.mask
+    )
+    return found, None
 
 
 def naive(problem: HeadProblem, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,7 +158,8 @@ class HeadCell:
             }[task]()
         sizes = errors(found, self._right[key])
         allowed = tolerance(self.problem.hidden.dtype, self.truth.largest)
-        return Verdict(errors=sizes, fault=fault(sizes, allowed))
+        means = mean_errors(found, self._right[key])
+        return Verdict(errors=sizes, fault=fault(sizes, allowed), mean_errors=means)
 
     def _local(self, name: str, work: Callable[[], Outputs], task: str, entropy: bool) -> Contender:
         def peak() -> int | None:

@@ -56,6 +56,8 @@ def flatten(
     _expect_positive("temperature", temperature)
     _expect_positive("softcap", softcap)
     states, cooling = hidden.reshape(-1, hidden.shape[-1]), _cooling(temperature, targets, wide(hidden.dtype))
+    if states.stride(1) != 1:
+        states = states.contiguous()  # as rows taken from it are: one back end for both
     reading = Reading(targets=targets.reshape(-1).contiguous(), cooling=cooling, scale=scale, softcap=softcap)
     kept = None
     if mask is not None:

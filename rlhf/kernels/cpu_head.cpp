@@ -23,6 +23,7 @@ struct Head {
   const void* weight;     // (columns, width)
   const float* bias;      // (columns,)
   const float* cooling;   // (rows,) 1/T
+  const float* centre;    // (width,) taken from every row of weight; float32 only
   const int64_t* targets; // (rows,)
   float* peak;            // (rows,) the statistics
   float* total;
@@ -84,10 +85,15 @@ inline float raised(float x) {
   return e.power + e.power * e.rest;
 }
 
-inline float tangent(float x) {
+struct Tangent {
+  float value, slope; // tanh x, 1 - tanh² x
+};
+
+inline Tangent tangent(float x) {
   const Exponential e = exponential(-2.0f * std::fabs(x));
-  const float less = (e.power - 1.0f) + e.power * e.rest; // e^(-2|x|) - 1
-  return std::copysign(-less / (2.0f + less), x);
+  const float all = e.power + e.power * e.rest, less = (e.power - 1.0f) + e.power * e.rest; // e^(-2|x|), and less 1
+  const float more = 2.0f + less;
+  return {std::copysign(-less / more, x), 4.0f * all / (more * more)};
 }
 
 // Returns the value as it was stored.
@@ -104,8 +110,8 @@ inline float store(BFloat16* out, float value) {
   return kept;
 }
 
-// Logits over the temperature of columns [column, column + count) of a row.
-void bend(const Head& head, int64_t row, int64_t column, int64_t count, const float* products, float* z) {
+// Logits over the temperature of columns [column, column + count) of a row, and the slopes of the cap if there is one.
+void bend(const Head& head, int64_t row, int64_t column, int64_t count, const float* products, float* z, float* slopes) {
   const float cooling = head.cooling[row];
   const float* bias = head.bias ? head.bias + column : nullptr;
   const float inner = head.softcap > 0 ? head.scale / head.softcap : head.scale * cooling;
@@ -119,7 +125,11 @@ void bend(const Head& head, int64_t row, int64_t column, int64_t count, const fl
   }
   if (head.softcap > 0) {
 #pragma omp simd
-    for (int64_t j = 0; j < count; ++j) z[j] = outer * tangent(z[j]);
+    for (int64_t j = 0; j < count; ++j) {
+      const Tangent t = tangent(z[j]);
+      z[j] = outer * t.value;
+      slopes[j] = t.slope;
+    }
   }
 }
 
@@ -128,8 +138,8 @@ struct Sums {
 };
 
 void take(const Head& head, Sums* sums, int64_t row, int64_t column, int64_t count, const float* products) {
-  alignas(64) float z[GROUP];
-  bend(head, row, column, count, products, z);
+  alignas(64) float z[GROUP], slopes[GROUP];
+  bend(head, row, column, count, products, z, slopes);
   const int64_t place = head.targets[row] - head.first - column;
   if (place >= 0 && place < count) head.target[row] = z[place];
   float peak = head.peak[row];
@@ -161,8 +171,8 @@ void take(const Head& head, Sums* sums, int64_t row, int64_t column, int64_t cou
 
 template <typename T>
 void differentiate(const Head& head, int64_t row, int64_t column, int64_t count, const float* products) {
-  alignas(64) float z[GROUP];
-  bend(head, row, column, count, products, z);
+  alignas(64) float z[GROUP], slopes[GROUP];
+  bend(head, row, column, count, products, z, slopes);
   const float steepness = head.scale * head.cooling[row], peak = head.peak[row];
   const float share = -steepness / head.total[row];
   const float g = head.upstream ? head.upstream[row] : 0.0f;
@@ -170,13 +180,13 @@ void differentiate(const Head& head, int64_t row, int64_t column, int64_t count,
   const float offset = share * (g - h * (head.weighted[row] / head.total[row])), rise = share * h;
   T* out = static_cast<T*>(head.out) + row * head.out_stride + column;
   const int32_t place = static_cast<int32_t>(std::clamp<int64_t>(head.targets[row] - head.first - column, -1, count));
-  const float per_cap = head.softcap > 0 ? 1.0f / (head.softcap * head.cooling[row]) : 0.0f;
-  const float expected = head.softcap > 0 ? 1.0f : 0.0f; // without a cap a row's gradients sum to nothing
+  const bool capped = head.softcap > 0;
+  const float expected = capped ? 1.0f : 0.0f; // without a cap a row's gradients sum to nothing
   float lost = 0;
 #pragma omp simd reduction(+ : lost)
   for (int32_t j = 0; j < static_cast<int32_t>(count); ++j) {
-    const float relative = z[j] - peak, t = z[j] * per_cap;
-    const float d = ((offset + rise * relative) * raised(relative) + (j == place ? g * steepness : 0.0f)) * (1.0f - t * t);
+    const float relative = z[j] - peak;
+    const float d = ((offset + rise * relative) * raised(relative) + (j == place ? g * steepness : 0.0f)) * (capped ? slopes[j] : 1.0f);
     const float kept = store(out + j, d);
     lost += expected * d - (sizeof(T) == 2 ? kept : 0.0f); // float32 products take the mean row away first
   }
@@ -229,12 +239,29 @@ void transpose(const T* in, int64_t in_stride, int64_t rows, int64_t columns, T*
     }
 }
 
+// Terms of a sum that are added up before they are added to the rest. Of float32 factors about as many as there are
+// such parts, which makes its error grow with the fourth root of the depth and not with the square root.
 template <typename T>
-void multiply(const Head& head, int64_t row, int64_t rows, int64_t columns, const uint32_t* packed, float* out, int64_t stride) {
-  at::native::cpublas::brgemm(
-      rows, columns, head.width, head.hidden_stride, PANEL, stride, false,
-      static_cast<const T*>(head.hidden) + row * head.hidden_stride, reinterpret_cast<const T*>(packed), out,
-      sizeof(T) == 2);
+int64_t part_of(int64_t depth) {
+  if (sizeof(T) == 2) return DEPTH;
+  int64_t terms = 16;
+  while (terms * terms < depth) terms *= 2;
+  return std::min(terms, DEPTH);
+}
+
+// out = a·b, or added to it, over packed columns.
+template <typename T>
+void multiply(int64_t rows, int64_t columns, int64_t depth, int64_t terms, const T* a, int64_t a_stride, const T* packed, float* out, int64_t stride, bool add) {
+  for (int64_t start = 0; start < depth; start += terms)
+    at::native::cpublas::brgemm(
+        rows, columns, std::min(terms, depth - start), a_stride, PANEL, stride, add || start > 0, a + start,
+        packed + start * PANEL, out, sizeof(T) == 2);
+}
+
+// From each of the rows of a packed panel its own number.
+inline void take_away(const float* centre, int64_t rows, float* panel) {
+  for (int64_t k = 0; k < rows; ++k)
+    for (int64_t j = 0; j < PANEL; ++j) panel[k * PANEL + j] -= centre[k];
 }
 
 // Calls body(row, column, count, products) for every row and group of columns; in each row from the first column on.
@@ -242,6 +269,7 @@ template <typename T, typename Body>
 void over_panels(const Head& head, Body body) {
   const int64_t words = head.width * sizeof(T) / 4, stride = head.weight_stride * sizeof(T) / 4;
   const int64_t height = std::clamp<int64_t>((head.rows + head.threads - 1) / head.threads, 1, BLOCK);
+  const auto* hidden = static_cast<const T*>(head.hidden);
   const auto* weight = static_cast<const uint32_t*>(head.weight);
   std::vector<uint32_t> packed(words * GROUP);
 #pragma omp parallel num_threads(head.threads)
@@ -250,14 +278,19 @@ void over_panels(const Head& head, Body body) {
     for (int64_t group = 0; group < head.columns; group += GROUP) {
       const int64_t end = std::min(group + GROUP, head.columns);
 #pragma omp for
-      for (int64_t column = group; column < end; column += PANEL)
+      for (int64_t column = group; column < end; column += PANEL) {
+        uint32_t* panel = packed.data() + (column - group) * words;
         // pairs of bfloat16 stay together, as the products want them
-        transpose(weight + column * stride, stride, std::min(PANEL, end - column), words, packed.data() + (column - group) * words, PANEL);
+        transpose(weight + column * stride, stride, std::min(PANEL, end - column), words, panel, PANEL);
+        if (head.centre) take_away(head.centre, words, reinterpret_cast<float*>(panel));
+      }
 #pragma omp for
       for (int64_t row = 0; row < head.rows; row += height) {
         const int64_t rows = std::min(height, head.rows - row);
         for (int64_t column = group; column < end; column += PANEL)
-          multiply<T>(head, row, rows, std::min(PANEL, end - column), packed.data() + (column - group) * words, scratch.data() + column - group, GROUP);
+          multiply(
+              rows, std::min(PANEL, end - column), head.width, part_of<T>(head.width), hidden + row * head.hidden_stride, head.hidden_stride,
+              reinterpret_cast<const T*>(packed.data() + (column - group) * words), scratch.data() + column - group, GROUP, false);
         for (int64_t i = 0; i < rows; ++i) body(row + i, group, end - group, scratch.data() + i * GROUP);
       }
     }
@@ -318,9 +351,9 @@ void accumulate(const Product& product) {
         const int64_t rows = std::min(height, product.rows - row);
         gather(a + row * (product.a_transposed ? 1 : product.a_stride), product, rows, depth, padded, block.data());
         for (int64_t p = 0; p < panels; ++p)
-          at::native::cpublas::brgemm(
-              rows, std::min(PANEL, product.columns - p * PANEL), sizeof(T) == 2 ? padded : depth, padded, PANEL, product.out_stride,
-              true, block.data(), packed.data() + p * PANEL * DEPTH, product.out + row * product.out_stride + p * PANEL, sizeof(T) == 2);
+          multiply(
+              rows, std::min(PANEL, product.columns - p * PANEL), sizeof(T) == 2 ? padded : depth, part_of<T>(product.depth), block.data(), padded,
+              packed.data() + p * PANEL * DEPTH, product.out + row * product.out_stride + p * PANEL, product.out_stride, true);
       }
     }
     at::native::cpublas::brgemm_release(sizeof(T) == 2);

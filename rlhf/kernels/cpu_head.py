@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rlhf.kernels.workspace import Workspace
 
 POINTERS = (
-    *("hidden", "weight", "bias", "cooling", "targets", "peak", "total", "weighted", "target"),
+    *("hidden", "weight", "bias", "cooling", "centre", "targets", "peak", "total", "weighted", "target"),
     *("upstream", "upstream_entropy", "out", "lost", "products"),
 )
 SIZES = (
@@ -67,6 +67,7 @@ def measure(projection: Projection, statistics: Statistics, *, entropy: bool) ->
         hidden=projection.hidden,
         weight=projection.weight,
         bias=projection.block_bias(slice(None)),
+        centre=projection.common_row(),
         entropy=entropy,
     )
 
@@ -88,6 +89,7 @@ def differentiate(  # noqa: PLR0917  a tile of what the backward is made of
         hidden=projection.hidden[rows],
         weight=projection.weight[columns],
         bias=projection.block_bias(columns),
+        centre=projection.common_row(),
         first=columns.start,
         upstream=upstream.rows(rows),
         out=out,
@@ -132,6 +134,7 @@ def _call(
     hidden: Tensor | None = None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
+    centre: Tensor | None = None,
     products: Tensor | None = None,
     upstream: Upstream | None = None,
     out: Tensor | None = None,
@@ -143,6 +146,7 @@ def _call(
         "weight": weight,
         "bias": bias,
         "cooling": _column(reading.cooling, statistics.peak),
+        "centre": centre,
         "targets": reading.targets,
         **{part: getattr(statistics, part) for part in ("peak", "total", "weighted", "target")},
         "products": products,

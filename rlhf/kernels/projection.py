@@ -68,7 +68,23 @@ class Projection:
         """
         if self.dtype == torch.float64 or self.weight.is_cuda or 0 in self.weight.shape:
             return None
-        return self.weight[:: max(len(self.weight) // SAMPLE, 1)].mean(0, dtype=self.dtype)
+        return self._sample().mean(0, dtype=self.dtype)
+
+    def _sample(self) -> Tensor:
+        return self.weight[:: max(len(self.weight) // SAMPLE, 1)]
+
+    def common_row(self) -> Tensor | None:
+        """(H,) what the compiled head takes from every row of a float32 weight before its products.
+
+        That moves all logits of a row of hidden states by one number, which no log-prob sees; and logits near
+        −1000 are rounded a thousand times as coarsely as those near 1. None where a cap would see it, or
+        where the rows have less in common than sets them apart.
+        """
+        if self.reading.softcap is not None or self.weight.dtype != torch.float32:
+            return None
+        sample = self._sample()
+        common = sample.mean(0)
+        return common if common.square().sum() > (sample - common).square().sum(1).mean() else None
 
     def centre(self, mean_row: Tensor | None) -> Tensor | None:
         """What products with the weight take away first."""

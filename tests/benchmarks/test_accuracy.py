@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.accuracy import error, errors, fault, tolerance
+from benchmarks.accuracy import error, errors, fault, mean_error, tolerance
 from benchmarks.head import tasks
 from benchmarks.head.problem import HeadProblem, make_problem
 from benchmarks.head.truth import Truth
@@ -79,6 +79,13 @@ def test_an_error_of_a_logprob_is_in_nats_and_of_a_gradient_a_share_of_the_large
     found, truth = torch.tensor([-3.0, 1.5]), torch.tensor([-4.0, 2.0])
     assert error("logprobs", found, truth) == 1.0
     assert error("hidden", found, truth) == 0.25
+
+
+def test_a_mean_error_is_the_root_of_the_mean_square_and_of_gradients_a_share_of_the_truths() -> None:
+    found, truth = torch.tensor([-3.0, 2.0, 1.0, 5.0]), torch.tensor([-4.0, 2.0, 0.0, 4.0])
+    assert mean_error("logprobs", found, truth) == pytest.approx(0.75**0.5)
+    assert mean_error("weight", found, truth) == pytest.approx((3 / 36) ** 0.5)
+    assert mean_error("weight", found * torch.nan, truth) == float("inf")
 
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
