@@ -5,13 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.data.instructions import checker
+from rlhf.data.instructions import checker, registry
 from rlhf.rewards.verifiers import Verifier, column
 
 
 @dataclass(kw_only=True, slots=True)
 class Instructions(Verifier):
     """The share of the row's constraints that the response follows, each checked strictly."""
+
+    every: bool = False
+    """1 where all are followed, else 0: IFEval's accuracy of prompts; the share is that of instructions."""
+
+    def prepare(self) -> None:
+        """The checkers and what they import."""
+        registry()
 
     def verify(self, prompt: str, response: str, row: dict[str, Any]) -> float:
         """In [0, 1]; 0 for an empty response, which some checkers would accept.
@@ -27,4 +34,5 @@ class Instructions(Verifier):
         checkers = [checker(column(each, "id"), column(each, "arguments")) for each in constraints]
         if not response.strip():
             return 0.0
-        return sum(bool(check(response)) for check in checkers) / len(checkers)
+        followed = [bool(check(response)) for check in checkers]
+        return float(all(followed)) if self.every else sum(followed) / len(followed)

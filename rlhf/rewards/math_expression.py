@@ -17,6 +17,10 @@ class MathExpression(Verifier):
     answer: str = "answer"
     """Column with the answer: LaTeX, a number, or a list of those, any of which is right."""
 
+    def prepare(self) -> None:
+        """The package, with sympy."""
+        _math_verify()
+
     def verify(self, prompt: str, response: str, row: dict[str, Any]) -> float:
         """1 or 0; 0 where the response holds no expression.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +21,10 @@ class ReasoningGym(Verifier):
     """Only what follows the last occurrence of this text counts; a response without it scores 0."""
     partial_credit: bool = False
     """Keep scores between 0 and 1. Many tasks give some to any text at all, so by default those are 0."""
+
+    def prepare(self) -> None:
+        """The package, with all its tasks."""
+        _factory()
 
     def verify(self, prompt: str, response: str, row: dict[str, Any]) -> float:
         """The score in [0, 1]; 0 for an empty answer and for one that the scorer fails on.
@@ -39,10 +45,16 @@ class ReasoningGym(Verifier):
 
 @cache
 def _scorer(task: str) -> Callable[[str, dict[str, Any]], float]:
+    factory = _factory()
+    if task not in factory.DATASETS:
+        raise ValueError(f"reasoning-gym has no task {task!r}")
+    scorer: Callable[[str, dict[str, Any]], float] = factory.get_score_answer_fn(task)
+    return scorer
+
+
+@cache
+def _factory() -> types.ModuleType:
     try:
-        from reasoning_gym.factory import DATASETS, get_score_answer_fn
+        return importlib.import_module("reasoning_gym.factory")
     except ImportError as error:
         raise ValueError('reasoning-gym is not installed; get it with: pip install "rlhf[tasks]"') from error
-    if task not in DATASETS:
-        raise ValueError(f"reasoning-gym has no task {task!r}")
-    return get_score_answer_fn(task)

@@ -14,8 +14,9 @@ SEA = {"id": "keywords:existence", "arguments": {"keywords": ["sea"]}}
 SHORT = {"id": "length_constraints:number_words", "arguments": {"num_words": 4, "relation": "less than"}}
 
 
-def verdict(response: str, *constraints: Any) -> float:
-    (score,) = Instructions()(["the prompt"], [response], [{"instructions": list(constraints)}])
+def verdict(response: str, *constraints: Any, every: bool = False) -> float:
+    rows = [{"instructions": list(constraints)}]
+    (score,) = Instructions(every=every)(["the prompt"], [response], rows)
     return score
 
 
@@ -27,6 +28,11 @@ def test_the_score_is_the_share_of_constraints_that_are_followed(response: str, 
     """Four constraints: the first holds for every text that is not empty."""
     anything = {"id": "keywords:forbidden_words", "arguments": {"forbidden_words": ["mountain"]}}
     assert verdict(response, anything, NO_COMMA, SEA, SHORT) == score
+
+
+@pytest.mark.parametrize(("response", "score"), [("The sea.", 1.0), ("The sea, so blue.", 0.0), ("", 0.0)])
+def test_with_every_one_constraint_that_is_not_followed_leaves_nothing(response: str, score: float) -> None:
+    assert verdict(response, SEA, NO_COMMA, every=True) == score
 
 
 def test_an_empty_response_follows_nothing() -> None:

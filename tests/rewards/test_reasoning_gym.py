@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rlhf.data.reasoning_gym import problems
-from rlhf.rewards.reasoning_gym import ReasoningGym, _scorer
+from rlhf.rewards.reasoning_gym import ReasoningGym, _factory
 
 pytest.importorskip("reasoning_gym")
 
@@ -66,6 +66,7 @@ def test_rows_of_another_origin_are_refused() -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym.factory", None)
-    _scorer.cache_clear()
+    _factory.cache_clear()
     with pytest.raises(ValueError, match=r'reasoning-gym is not installed; .* pip install "rlhf\[tasks\]"'):
         verdict(ReasoningGym(), "1", {"task": "chain_sum", "entry": {}})
+    _factory.cache_clear()

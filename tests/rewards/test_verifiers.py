@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib
+import signal
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -88,6 +90,43 @@ class Sleepy(Verifier):
 def test_a_response_that_takes_too_long_to_check_scores_0_and_the_others_are_checked() -> None:
     sleepy = Sleepy(timeout_seconds=0.05)
     assert sleepy(["a"] * 3, ["fast", "slow", "fast"], [{}] * 3) == [1.0, 0.0, 1.0]
+
+
+@dataclass(kw_only=True, slots=True)
+class SlowToLoad(Verifier):
+    """Takes its time before the first check."""
+
+    loaded: bool = False
+
+    def prepare(self) -> None:
+        time.sleep(0.2)
+        self.loaded = True
+
+    def verify(self, prompt: str, response: str, row: dict[str, Any]) -> float:
+        return float(self.loaded)
+
+
+def test_what_a_check_imports_is_not_counted_as_its_time() -> None:
+    assert verdict(SlowToLoad(timeout_seconds=0.05), "a") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("module", "load", "name"),
+    [
+        ("rlhf.rewards.instructions", "registry", "Instructions"),
+        ("rlhf.rewards.math_expression", "_math_verify", "MathExpression"),
+        ("rlhf.rewards.reasoning_gym", "_factory", "ReasoningGym"),
+    ],
+)
+def test_no_clock_runs_while_a_package_is_imported(
+    module: str, load: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An import that was cut off leaves half a package, and every later check fails."""
+    running: list[float] = []
+    monkeypatch.setattr(f"{module}.{load}", lambda: running.append(signal.getitimer(signal.ITIMER_REAL)[0]))
+    verifier = getattr(importlib.import_module(module), name)()
+    verifier([], [], [])
+    assert running == [0.0]
 
 
 def test_a_limit_must_be_positive() -> None:
