@@ -25,7 +25,7 @@ from rlhf.kernels.arguments import flatten
 from rlhf.kernels.projection import Gradients, Projection, empty_gradients, restore
 from rlhf.kernels.rows import Reading, Statistics, Upstream, nonzero_rows
 from rlhf.kernels.tiles import column_blocks, measuring_tiles
-from rlhf.kernels.workspace import Workspace, spans
+from rlhf.kernels.workspace import Workspace, spans, wide
 from rlhf.ops.logprobs import TokenLogprobs
 
 
@@ -165,10 +165,12 @@ class _WeightBlock:
 
     def add(self, d: Tensor, hidden: Tensor, out: Tensor) -> None:
         """Take a tile in."""
-        if self._sum is None:
+        if self._sum is not None:
+            self._workspace.add_product(self._sum, d.t(), hidden)
+        elif out.is_cuda or out.dtype != wide(out.dtype):
             torch.mm(d.t(), hidden, out=out)
         else:
-            self._workspace.add_product(self._sum, d.t(), hidden)
+            self._workspace.add_product(out.zero_(), d.t(), hidden)
 
     def write(self, out: Tensor) -> None:
         """Round once."""
