@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A real pretrained model learns to keep to the form that it is asked for, on two cores.
-# SmolLM2-135M answers short requests that end in a constraint (no commas, few words, a closing phrase); IFEval's
-# checkers say whether it was kept, and GRPO trains adapters on that. Tested on other requests.
+# SmolLM2-135M answers short requests with at least ten words and one more constraint (no commas, few words, a
+# certain word); IFEval's checkers say whether both were kept, and GRPO trains adapters on that. Tested on other requests.
 # Everything lands in runs/smollm2_constraints. A finished stage is kept, an interrupted one continues.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
@@ -16,9 +16,10 @@ if [ ! -e "$runs/data/prompts.jsonl" ]; then
     say "0. Requests with a constraint each"
     python -m rlhf.data.requests "$runs/data/requests.jsonl"
     python -m rlhf.data.instructions "$runs/data/requests.jsonl" "$runs/data" --test 60 \
+        --always 'length_constraints:number_words={"num_words": 10, "relation": "at least"}' \
         punctuation:no_comma \
         'length_constraints:number_words={"num_words": 20, "relation": "less than"}' \
-        'startend:end_checker={"end_phrase": "That is all I know"}'
+        'keywords:existence={"keywords": ["people"]}'
 fi
 stage rl "1. GRPO with the checkers as reward" "${launcher[@]}" rl experiment=smollm2_constraints/rl "$@"
 say "2. Before and after, on the same unseen requests"
