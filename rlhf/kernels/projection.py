@@ -84,7 +84,8 @@ class Projection:
             return None
         sample = self._sample()
         common = sample.mean(0)
-        return common if common.square().sum() > (sample - common).square().sum(1).mean() else None
+        shared, whole = common.square().sum(), torch.linalg.vector_norm(sample).square() / len(sample)
+        return common if shared > whole - shared else None
 
     def centre(self, mean_row: Tensor | None) -> Tensor | None:
         """What products with the weight take away first."""
