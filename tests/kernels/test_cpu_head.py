@@ -139,14 +139,9 @@ def test_the_common_row_is_taken_where_rows_have_more_in_common_than_not(
     assert (head.common_row() is not None) == taken
 
 
-@pytest.mark.parametrize("dtype", [torch.float32])
-@pytest.mark.usefixtures("back_end")
-def test_sums_over_the_width_are_nearer_than_one_term_after_the_other(
-    dtype: torch.dtype, back_end: str, oracle: Any
-) -> None:
-    if back_end == "torch":
-        pytest.skip("torch's product adds as it likes")
-    hidden, weight, targets = problem(60, 1024, 300, dtype)
+def test_sums_over_the_width_are_nearer_than_one_term_after_the_other(oracle: Any) -> None:
+    compiled(torch.float32)
+    hidden, weight, targets = problem(60, 1024, 300, torch.float32)
     logits = torch.zeros(60, 300)
     for x, w in zip(hidden.unbind(1), weight.unbind(1), strict=True):
         logits += torch.outer(x, w)
@@ -156,14 +151,9 @@ def test_sums_over_the_width_are_nearer_than_one_term_after_the_other(
     assert (found - exact).square().mean() < (plain - exact).square().mean() / 9  # a third of the error
 
 
-@pytest.mark.parametrize("dtype", [torch.float32])
-@pytest.mark.usefixtures("back_end")
-def test_sums_over_the_rows_are_nearer_than_one_row_after_the_other(
-    dtype: torch.dtype, back_end: str, oracle: Any
-) -> None:
-    if back_end == "torch":
-        pytest.skip("torch's product adds as it likes")
-    hidden, weight, targets = problem(2000, 8, 64, dtype)
+def test_sums_over_the_rows_are_nearer_than_one_row_after_the_other(oracle: Any) -> None:
+    compiled(torch.float32)
+    hidden, weight, targets = problem(2000, 8, 64, torch.float32)
     exact = results(oracle, hidden.double(), weight.double(), targets)[3]
     x, logits = hidden.double(), (hidden.double() @ weight.double().t()).requires_grad_()
     logprobs = logits.log_softmax(1)
@@ -177,14 +167,9 @@ def test_sums_over_the_rows_are_nearer_than_one_row_after_the_other(
     assert (ours - exact).square().mean() < (plain - exact).square().mean() / 4  # half the error
 
 
-@pytest.mark.parametrize("dtype", [torch.float32])
-@pytest.mark.usefixtures("back_end")
-def test_a_gradient_through_the_flat_end_of_a_cap_is_right_to_its_own_last_digits(
-    dtype: torch.dtype, back_end: str, oracle: Any
-) -> None:
+def test_a_gradient_through_the_flat_end_of_a_cap_is_right_to_its_own_last_digits(oracle: Any) -> None:
     """1 − tanh² of 5 to 9 is 2·10⁻⁴ to 6·10⁻⁸, of which one minus a square in float32 leaves nothing."""
-    if back_end == "torch":
-        pytest.skip("torch's tanh has its slope from its value")
+    compiled(torch.float32)
     hidden, weight = torch.ones(1, 2), torch.linspace(5.0, 9.0, 2 * 200).view(200, 2) / 2
     target = torch.tensor([7])
     ours = results(linear_logprobs, hidden, weight, target, softcap=1.0)[3]
