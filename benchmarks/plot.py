@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results import by_machine
+
 Lines = Sequence[Mapping[str, Any]]
 COLUMNS = 3
 """Panels side by side."""
@@ -19,16 +21,24 @@ def plots(lines: Lines, folder: Path) -> list[Path]:
         timed = [line for line in lines if line["id"] == name and "seconds" in line]
         if timed:
             draw = _growth if name == "growth" else _bars
-            pictures.append(draw(name, timed, folder / f"{name}.png"))
+            pictures.append(draw(name, _cells(timed), folder / f"{name}.png"))
     return pictures
 
 
-def _bars(name: str, lines: Lines, picture: Path) -> Path:
+def _cells(lines: Lines) -> dict[tuple[str, str], Lines]:
+    """By machine and cell."""
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for name, own in by_machine(lines).items():
+        for line in own:
+            found.setdefault((name, line["cell"]), []).append(line)
+    return {**found}
+
+
+def _bars(name: str, cells: Mapping[tuple[str, str], Lines], picture: Path) -> Path:
     """A panel a cell: medians with the quartiles, floors in grey and ours in colour."""
-    cells = list(dict.fromkeys(line["cell"] for line in lines))
     figure, axes = _panels(len(cells))
-    for axis, cell in zip(axes, cells, strict=True):
-        own = [line for line in lines if line["cell"] == cell][::-1]
+    for axis, ((where, cell), lines) in zip(axes, cells.items(), strict=True):
+        own = lines[::-1]
         medians = [1e3 * line["seconds"] for line in own]
         spread = [
             [m - 1e3 * line["quartiles"][0] for m, line in zip(medians, own, strict=True)],
@@ -36,18 +46,16 @@ def _bars(name: str, lines: Lines, picture: Path) -> Path:
         ]
         colours = [_colour(line["contender"]) for line in own]
         axis.barh([line["contender"] for line in own], medians, xerr=spread, color=colours, capsize=2)
-        axis.set_title(f"{name}  {cell}", fontsize=9)
+        axis.set_title(f"{name}  {cell}\n{where}", fontsize=9)
         axis.set_xlabel("ms, median and quartiles")
         axis.tick_params(labelsize=7)
     return _saved(figure, picture)
 
 
-def _growth(name: str, lines: Lines, picture: Path) -> Path:
+def _growth(name: str, cells: Mapping[tuple[str, str], Lines], picture: Path) -> Path:
     """A panel a series: seconds and memory over those of its smallest, and exact proportionality."""
-    series = list(dict.fromkeys(line["cell"] for line in lines))
-    figure, axes = _panels(len(series))
-    for axis, cell in zip(axes, series, strict=True):
-        own = [line for line in lines if line["cell"] == cell]
+    figure, axes = _panels(len(cells))
+    for axis, ((where, cell), own) in zip(axes, cells.items(), strict=True):
         sizes = [line["values"]["size"] for line in own]
         for what, colour in (("seconds", "tab:orange"), ("memory", "tab:blue")):
             found = [line["values"].get(f"{what} ratio") for line in own]
@@ -68,7 +76,7 @@ def _growth(name: str, lines: Lines, picture: Path) -> Path:
         else:  # stages of ZeRO are names, not amounts
             axis.set_ylim(bottom=0.0)
         axis.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
-        axis.set_title(cell, fontsize=9)
+        axis.set_title(f"{name}  {cell}\n{where}", fontsize=9)
         axis.set_ylabel("times the first")
         axis.legend(fontsize=7)
         axis.tick_params(labelsize=7)

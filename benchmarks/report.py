@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.results import by_machine, machine
 from benchmarks.suites import SUITES
 
 Lines = Sequence[Mapping[str, Any]]
@@ -24,7 +25,11 @@ PEERS = (
 
 
 def summary(lines: Lines) -> str:
-    """A row a benchmark: how many targets were met, and the speed beside the best peer of each cell."""
+    """A table a machine, a row a benchmark: targets met, and the speed beside the best peer of each cell."""
+    return "\n".join(f"**{name}**\n\n{_summary(own)}" for name, own in by_machine(lines).items())
+
+
+def _summary(lines: Lines) -> str:
     titles = {name: case.title for cases in SUITES.values() for name, case in cases.items()}
     rows = [
         "| | benchmark | met | missed | open | times the best peer's speed, least and most |",
@@ -65,7 +70,11 @@ def speeds(lines: Lines) -> dict[str, float]:
 
 def table(lines: Lines) -> str:
     """The summary, then a section a benchmark: who took how long, what was wanted and what was reached."""
-    parts, told = [summary(lines)], ""
+    return "\n".join([summary(lines), *(_sections(own) for own in by_machine(lines).values())])
+
+
+def _sections(lines: Lines) -> str:
+    parts, told = [], ""
     for name in _names(lines):
         own = [line for line in lines if line["id"] == name]
         measured = [line for line in own if "target" not in line]
@@ -91,9 +100,8 @@ def _names(lines: Lines) -> list[str]:
 def _facts(line: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in line["versions"].items())
     changed = " with changes" if line["changed"] else ""
-    machine = line.get("gpu") or line["cpu"]
     return (
-        f"`{line['command']}`  \n{line['time']}, commit {line['commit']}{changed}, {machine}, "
+        f"`{line['command']}`  \n{line['time']}, commit {line['commit']}{changed}, {machine(line)}, "
         f"{line['threads']} threads; {versions}"
     )
 

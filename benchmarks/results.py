@@ -6,7 +6,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -107,7 +107,7 @@ class Writer:
 
 
 def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """The newest line of each benchmark, cell and contender; a benchmark run again replaces all its lines.
+    """The newest run of each benchmark on each machine: run again there, it replaces all its lines.
 
     Raises:
         FileNotFoundError: there is no line.
@@ -115,8 +115,22 @@ def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
     lines = [json.loads(text) for path in paths for text in path.read_text(encoding="utf-8").splitlines()]
     if not lines:
         raise FileNotFoundError(f"no results in {FOLDER}; run python -m benchmarks run --suite cpu")
-    newest = {line["id"]: line["time"] for line in sorted(lines, key=lambda line: line["time"])}
-    return [line for line in lines if line["time"] == newest[line["id"]]]
+    lines.sort(key=lambda line: line["time"])
+    newest = {(line["id"], machine(line)): line["time"] for line in lines}
+    return [line for line in lines if line["time"] == newest[line["id"], machine(line)]]
+
+
+def machine(line: Mapping[str, Any]) -> str:
+    """What it was measured on."""
+    return line.get("gpu") or line["cpu"]
+
+
+def by_machine(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Machines' lines, in the lines' order."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for line in lines:
+        found.setdefault(machine(line), []).append(line)
+    return found
 
 
 def kept(file: Path) -> list[dict[str, Any]]:
@@ -152,16 +166,23 @@ def _git(*arguments: str) -> str:
 
 def _processor() -> str:
     """Number, name, and the vector instructions that torch uses: they decide more than the name does."""
-    file = Path("/proc/cpuinfo")
-    if not file.exists():
+    lines = _processor_facts()
+    if not lines:
         return platform.processor()
-    lines = file.read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-    instructions = [torch.backends.cpu.get_cpu_capability()]
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    instructions += [name.upper() for name in ("avx512_bf16", "amx_bf16") if name in flags]
     name = f"{len(names)} × {names[0]}" if names else platform.machine()
-    return ", ".join([name, *instructions])
+    return ", ".join([name, torch.backends.cpu.get_cpu_capability(), *bfloat16_instructions()])
+
+
+def bfloat16_instructions() -> list[str]:
+    """Those that the CPU multiplies in bfloat16 with; without any, libraries do so many times slower."""
+    flags = next((line.split() for line in _processor_facts() if line.startswith(("flags", "Features"))), [])
+    return [name.upper() for name in ("avx512_bf16", "amx_bf16", "bf16") if name in flags]
+
+
+def _processor_facts() -> list[str]:
+    file = Path("/proc/cpuinfo")
+    return file.read_text().splitlines() if file.exists() else []
 
 
 def say(text: str) -> None:

@@ -169,7 +169,8 @@ void take(const Head& head, Sums* sums, int64_t row, int64_t column, int64_t cou
   s.weighted += weighted;
 }
 
-template <typename T>
+// A template of the cap too: a choice inside the loop would leave it without vectors.
+template <typename T, bool capped>
 void differentiate(const Head& head, int64_t row, int64_t column, int64_t count, const float* products) {
   alignas(64) float z[GROUP], slopes[GROUP];
   bend(head, row, column, count, products, z, slopes);
@@ -180,13 +181,13 @@ void differentiate(const Head& head, int64_t row, int64_t column, int64_t count,
   const float offset = share * (g - h * (head.weighted[row] / head.total[row])), rise = share * h;
   T* out = static_cast<T*>(head.out) + row * head.out_stride + column;
   const int32_t place = static_cast<int32_t>(std::clamp<int64_t>(head.targets[row] - head.first - column, -1, count));
-  const bool capped = head.softcap > 0;
-  const float expected = capped ? 1.0f : 0.0f; // without a cap a row's gradients sum to nothing
+  constexpr float expected = capped ? 1.0f : 0.0f; // without a cap a row's gradients sum to nothing
   float lost = 0;
 #pragma omp simd reduction(+ : lost)
   for (int32_t j = 0; j < static_cast<int32_t>(count); ++j) {
     const float relative = z[j] - peak;
-    const float d = ((offset + rise * relative) * raised(relative) + (j == place ? g * steepness : 0.0f)) * (capped ? slopes[j] : 1.0f);
+    float d = (offset + rise * relative) * raised(relative) + (j == place ? g * steepness : 0.0f);
+    if constexpr (capped) d *= slopes[j];
     const float kept = store(out + j, d);
     lost += expected * d - (sizeof(T) == 2 ? kept : 0.0f); // float32 products take the mean row away first
   }
@@ -411,9 +412,11 @@ void head_statistics(const Head* given) {
 // d loss / d products.
 void head_gradients(const Head* given) {
   const Head& head = *given;
+  const bool capped = head.softcap > 0;
+  const auto row_gradients = head.narrow ? (capped ? differentiate<BFloat16, true> : differentiate<BFloat16, false>)
+                                         : (capped ? differentiate<float, true> : differentiate<float, false>);
   auto body = [&](int64_t row, int64_t column, int64_t count, const float* products) {
-    head.narrow ? differentiate<BFloat16>(head, row, column, count, products)
-                : differentiate<float>(head, row, column, count, products);
+    row_gradients(head, row, column, count, products);
   };
   if (!head.hidden)
     over_products(head, body);

@@ -1,5 +1,6 @@
 """A row a benchmark, from lines by hand."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ ROOT = FOLDER.parents[1]
 
 
 def timed(cell: str, contender: str, seconds: float) -> dict[str, Any]:
-    return {"id": "C6", "cell": cell, "contender": contender, "seconds": seconds}
+    return {"id": "C6", "cpu": "one", "cell": cell, "contender": contender, "seconds": seconds}
 
 
 LINES: list[dict[str, Any]] = [
@@ -24,9 +25,16 @@ LINES: list[dict[str, Any]] = [
     timed("b", "rlhf", 2.0),
     timed("b", "trl sft", 3.0),
     timed("c", "trl sft", 3.0),
-    {"id": "C6", "cell": "a", "contender": "target: x", "target": 2.0, "met": True},
-    {"id": "C6", "cell": "b", "contender": "target: x", "target": 2.0, "met": False},
-    {"id": "C6", "cell": "c", "contender": "target: x", "target": 2.0, "void": "a side is missing"},
+    {"id": "C6", "cpu": "one", "cell": "a", "contender": "target: x", "target": 2.0, "met": True},
+    {"id": "C6", "cpu": "one", "cell": "b", "contender": "target: x", "target": 2.0, "met": False},
+    {
+        "id": "C6",
+        "cpu": "one",
+        "cell": "c",
+        "contender": "target: x",
+        "target": 2.0,
+        "void": "a side is missing",
+    },
 ]
 
 
@@ -49,8 +57,29 @@ def test_the_readme_has_the_table_of_the_committed_results() -> None:
     assert summary(read(files)) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_machines_have_a_table_each() -> None:
+    other = [{**line, "gpu": "other", "met": True} for line in LINES if "target" in line]
+    first, second = summary([*LINES, *other]).split("**other**")
+    assert first.startswith("**one**")
+    assert "| 1 | 1 | 1 | 1.5 – 2.5 |" in first
+    assert "| 3 | 0 | 0 |  |" in second
+
+
+def test_a_run_replaces_what_the_same_machine_measured(tmp_path: Path) -> None:
+    file = tmp_path / "lines.jsonl"
+    runs = [("one", "C1", 1, "a"), ("other", "C1", 2, "a"), ("one", "C1", 3, "b"), ("one", "C2", 1, "a")]
+    file.write_text(
+        "".join(
+            json.dumps({"id": name, "cpu": cpu, "time": time, "cell": cell}) + "\n"
+            for cpu, name, time, cell in runs
+        )
+    )
+    found = {(line["cpu"], line["id"], line["cell"]) for line in read([file])}
+    assert found == {("other", "C1", "a"), ("one", "C1", "b"), ("one", "C2", "a")}
+
+
 def test_what_has_no_target_is_no_row() -> None:
-    growth = {"id": "growth", "cell": "ranks", "contender": "1", "seconds": 1.0}
+    growth = {"id": "growth", "cpu": "one", "cell": "ranks", "contender": "1", "seconds": 1.0}
     assert summary([*LINES, growth]) == summary(LINES)
 
 
@@ -62,7 +91,9 @@ def test_growth_is_told_as_ratios_to_the_smallest_and_drawn(tmp_path: Path) -> N
     assert lines[0].values == {"size": 1.0, "seconds ratio": 1.0, "memory ratio": 1.0}
     assert lines[1].values == {"size": 2.0, "seconds ratio": 2.0, "memory ratio": 120 / 110}
     found = [
-        {"id": "growth", "cell": line.cell, "seconds": line.seconds, "values": line.values} for line in lines
+        {"id": "growth", "cpu": cpu, "cell": line.cell, "seconds": line.seconds, "values": line.values}
+        for cpu in ("one", "other")
+        for line in lines
     ]
     assert plots(found, tmp_path) == [tmp_path / "growth.png"]
     assert (tmp_path / "growth.png").stat().st_size > 1000
