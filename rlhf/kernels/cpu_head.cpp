@@ -12,6 +12,7 @@
 #include <cstring>
 #include <exception>
 #include <limits>
+#include <new>
 #include <vector>
 
 using at::BFloat16;
@@ -60,9 +61,20 @@ struct Product {
 namespace {
 
 constexpr int64_t PANEL = 128;          // columns of a product
-constexpr int64_t GROUP = 8 * PANEL;    // columns that are packed, and that each row goes over at once
+constexpr int64_t GROUP = 8 * PANEL;    // columns that each row goes over at once
 constexpr int64_t BLOCK = 64;           // rows of a product
-constexpr int64_t DEPTH = 1024;         // terms of a sum that are packed at once
+constexpr int64_t DEPTH = 1024;         // terms of a sum whose left factors are packed at once
+constexpr int64_t PACKED = 1 << 20;     // words of right factors that are packed before the threads meet
+
+// Memory on a line of the cache, which vectors of a heap's choice would cross.
+template <typename T>
+struct Room {
+  T* data;
+  explicit Room(int64_t count) : data(static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(64)))) {}
+  ~Room() { ::operator delete(data, std::align_val_t(64)); }
+  Room(const Room&) = delete;
+  Room& operator=(const Room&) = delete;
+};
 
 struct Exponential {
   float power, rest; // e^x = power + power·rest
@@ -265,6 +277,12 @@ inline void take_away(const float* centre, int64_t rows, float* panel) {
     for (int64_t j = 0; j < PANEL; ++j) panel[k * PANEL + j] -= centre[k];
 }
 
+// How many lines of so many words are packed before all threads meet: a multiple of `step`.
+inline int64_t span_of(int64_t words, int64_t step, int64_t lines) {
+  const int64_t whole = std::max<int64_t>(PACKED / words / step, 1) * step;
+  return std::min(whole, (lines + step - 1) / step * step);
+}
+
 // Calls body(row, column, count, products) for every row and group of columns; in each row from the first column on.
 template <typename T, typename Body>
 void over_panels(const Head& head, Body body) {
@@ -272,27 +290,31 @@ void over_panels(const Head& head, Body body) {
   const int64_t height = std::clamp<int64_t>((head.rows + head.threads - 1) / head.threads, 1, BLOCK);
   const auto* hidden = static_cast<const T*>(head.hidden);
   const auto* weight = static_cast<const uint32_t*>(head.weight);
-  std::vector<uint32_t> packed(words * GROUP);
+  const int64_t span = span_of(words, GROUP, head.columns);
+  Room<uint32_t> packed(words * span);
 #pragma omp parallel num_threads(head.threads)
   {
-    std::vector<float> scratch(height * GROUP);
-    for (int64_t group = 0; group < head.columns; group += GROUP) {
-      const int64_t end = std::min(group + GROUP, head.columns);
-#pragma omp for
-      for (int64_t column = group; column < end; column += PANEL) {
-        uint32_t* panel = packed.data() + (column - group) * words;
+    Room<float> scratch(height * GROUP);
+    for (int64_t first = 0; first < head.columns; first += span) {
+      const int64_t last = std::min(first + span, head.columns);
+#pragma omp for schedule(dynamic)
+      for (int64_t column = first; column < last; column += PANEL) {
+        uint32_t* panel = packed.data + (column - first) * words;
         // pairs of bfloat16 stay together, as the products want them
-        transpose(weight + column * stride, stride, std::min(PANEL, end - column), words, panel, PANEL);
+        transpose(weight + column * stride, stride, std::min(PANEL, last - column), words, panel, PANEL);
         if (head.centre) take_away(head.centre, words, reinterpret_cast<float*>(panel));
       }
-#pragma omp for
+#pragma omp for schedule(dynamic)
       for (int64_t row = 0; row < head.rows; row += height) {
         const int64_t rows = std::min(height, head.rows - row);
-        for (int64_t column = group; column < end; column += PANEL)
-          multiply(
-              rows, std::min(PANEL, end - column), head.width, part_of<T>(head.width), hidden + row * head.hidden_stride, head.hidden_stride,
-              reinterpret_cast<const T*>(packed.data() + (column - group) * words), scratch.data() + column - group, GROUP, false);
-        for (int64_t i = 0; i < rows; ++i) body(row + i, group, end - group, scratch.data() + i * GROUP);
+        for (int64_t group = first; group < last; group += GROUP) {
+          const int64_t end = std::min(group + GROUP, last);
+          for (int64_t column = group; column < end; column += PANEL)
+            multiply(
+                rows, std::min(PANEL, end - column), head.width, part_of<T>(head.width), hidden + row * head.hidden_stride, head.hidden_stride,
+                reinterpret_cast<const T*>(packed.data + (column - first) * words), scratch.data + column - group, GROUP, false);
+          for (int64_t i = 0; i < rows; ++i) body(row + i, group, end - group, scratch.data + i * GROUP);
+        }
       }
     }
     at::native::cpublas::brgemm_release(sizeof(T) == 2);
@@ -336,25 +358,31 @@ template <typename T>
 void accumulate(const Product& product) {
   const int64_t panels = (product.columns + PANEL - 1) / PANEL;
   const int64_t height = std::clamp<int64_t>((product.rows + product.threads - 1) / product.threads, 1, BLOCK);
-  std::vector<T> packed(DEPTH * panels * PANEL);
+  const int64_t span = span_of(panels * PANEL * sizeof(T) / 4, DEPTH, product.depth), panel = span * PANEL;
+  Room<T> packed(panels * panel);
 #pragma omp parallel num_threads(product.threads)
   {
-    std::vector<T> block(height * DEPTH);
-    for (int64_t start = 0; start < product.depth; start += DEPTH) {
-      const int64_t depth = std::min(DEPTH, product.depth - start), padded = depth + depth % 2;
-      const T* a = static_cast<const T*>(product.a) + start * (product.a_transposed ? product.a_stride : 1);
-      const T* b = static_cast<const T*>(product.b) + start * product.b_stride;
-#pragma omp for
-      for (int64_t p = 0; p < panels; ++p)
-        interleave(b + p * PANEL, product.b_stride, product.centre ? product.centre + p * PANEL : nullptr, depth, std::min(PANEL, product.columns - p * PANEL), packed.data() + p * PANEL * DEPTH);
-#pragma omp for
+    Room<T> block(height * DEPTH);
+    for (int64_t first = 0; first < product.depth; first += span) {
+      const int64_t last = std::min(first + span, product.depth);
+#pragma omp for schedule(dynamic) collapse(2)
+      for (int64_t k = first; k < last; k += PANEL)
+        for (int64_t p = 0; p < panels; ++p)
+          interleave(
+              static_cast<const T*>(product.b) + k * product.b_stride + p * PANEL, product.b_stride, product.centre ? product.centre + p * PANEL : nullptr,
+              std::min(PANEL, last - k), std::min(PANEL, product.columns - p * PANEL), packed.data + p * panel + (k - first) * PANEL);
+#pragma omp for schedule(dynamic)
       for (int64_t row = 0; row < product.rows; row += height) {
         const int64_t rows = std::min(height, product.rows - row);
-        gather(a + row * (product.a_transposed ? 1 : product.a_stride), product, rows, depth, padded, block.data());
-        for (int64_t p = 0; p < panels; ++p)
-          multiply(
-              rows, std::min(PANEL, product.columns - p * PANEL), sizeof(T) == 2 ? padded : depth, part_of<T>(product.depth), block.data(), padded,
-              packed.data() + p * PANEL * DEPTH, product.out + row * product.out_stride + p * PANEL, product.out_stride, true);
+        for (int64_t start = first; start < last; start += DEPTH) {
+          const int64_t depth = std::min(DEPTH, last - start), padded = depth + depth % 2;
+          const T* a = static_cast<const T*>(product.a) + start * (product.a_transposed ? product.a_stride : 1);
+          gather(a + row * (product.a_transposed ? 1 : product.a_stride), product, rows, depth, padded, block.data);
+          for (int64_t p = 0; p < panels; ++p)
+            multiply(
+                rows, std::min(PANEL, product.columns - p * PANEL), sizeof(T) == 2 ? padded : depth, part_of<T>(product.depth), block.data, padded,
+                packed.data + p * panel + (start - first) * PANEL, product.out + row * product.out_stride + p * PANEL, product.out_stride, true);
+        }
       }
     }
     at::native::cpublas::brgemm_release(sizeof(T) == 2);
