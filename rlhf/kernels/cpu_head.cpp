@@ -62,7 +62,7 @@ namespace {
 
 constexpr int64_t PANEL = 128;          // columns of a product
 constexpr int64_t GROUP = 8 * PANEL;    // columns that each row goes over at once
-constexpr int64_t BLOCK = 64;           // rows of a product
+constexpr int64_t BLOCK = 64;           // rows of a product at most
 constexpr int64_t DEPTH = 1024;         // terms of a sum whose left factors are packed at once
 constexpr int64_t PACKED = 1 << 20;     // words of right factors that are packed before the threads meet
 
@@ -277,6 +277,12 @@ inline void take_away(const float* centre, int64_t rows, float* panel) {
     for (int64_t j = 0; j < PANEL; ++j) panel[k * PANEL + j] -= centre[k];
 }
 
+// Rows of a block: equally many blocks for every thread, equally high.
+inline int64_t height_of(int64_t rows, int64_t threads) {
+  const int64_t blocks = (rows + threads * BLOCK - 1) / (threads * BLOCK) * threads;
+  return std::max<int64_t>((rows + blocks - 1) / std::max<int64_t>(blocks, 1), 1);
+}
+
 // How many lines of so many words are packed before all threads meet: a multiple of `step`.
 inline int64_t span_of(int64_t words, int64_t step, int64_t lines) {
   const int64_t whole = std::max<int64_t>(PACKED / words / step, 1) * step;
@@ -287,7 +293,7 @@ inline int64_t span_of(int64_t words, int64_t step, int64_t lines) {
 template <typename T, typename Body>
 void over_panels(const Head& head, Body body) {
   const int64_t words = head.width * sizeof(T) / 4, stride = head.weight_stride * sizeof(T) / 4;
-  const int64_t height = std::clamp<int64_t>((head.rows + head.threads - 1) / head.threads, 1, BLOCK);
+  const int64_t height = height_of(head.rows, head.threads);
   const auto* hidden = static_cast<const T*>(head.hidden);
   const auto* weight = static_cast<const uint32_t*>(head.weight);
   const int64_t span = span_of(words, GROUP, head.columns);
@@ -357,7 +363,7 @@ inline void interleave(const BFloat16* b, int64_t stride, const float*, int64_t 
 template <typename T>
 void accumulate(const Product& product) {
   const int64_t panels = (product.columns + PANEL - 1) / PANEL;
-  const int64_t height = std::clamp<int64_t>((product.rows + product.threads - 1) / product.threads, 1, BLOCK);
+  const int64_t height = height_of(product.rows, product.threads);
   const int64_t span = span_of(panels * PANEL * sizeof(T) / 4, DEPTH, product.depth), panel = span * PANEL;
   Room<T> packed(panels * panel);
 #pragma omp parallel num_threads(product.threads)
