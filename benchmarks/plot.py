@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import by_machine
+from benchmarks.results import machine
 
 Lines = Sequence[Mapping[str, Any]]
 COLUMNS = 3
@@ -28,9 +28,8 @@ def plots(lines: Lines, folder: Path) -> list[Path]:
 def _cells(lines: Lines) -> dict[tuple[str, str], Lines]:
     """By machine and cell."""
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for name, own in by_machine(lines).items():
-        for line in own:
-            found.setdefault((name, line["cell"]), []).append(line)
+    for line in lines:
+        found.setdefault((machine(line), line["cell"]), []).append(line)
     return {**found}
 
 
